@@ -1,0 +1,1 @@
+"""A durable remote-execution worker over SSH for rented GPUs."""
