@@ -1,0 +1,1 @@
+"""Our parts against real ones: OpenSSH, containers, MongoDB's protocol, S3."""

@@ -1,0 +1,1 @@
+"""Real servers and hosts for the tests: each module starts, breaks, heals and stops one kind."""

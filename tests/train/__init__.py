@@ -1,0 +1,1 @@
+"""Real training of tiny models on the CPU."""

@@ -1,0 +1,1 @@
+"""Pure and fast: no network, no process, no waiting."""
