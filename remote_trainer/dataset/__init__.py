@@ -1,0 +1,1 @@
+"""Datasets: a tree of files made into deterministic, hashed chunks."""

@@ -1,0 +1,1 @@
+"""Drivers: rent or borrow machines. Nothing else knows a provider by name."""

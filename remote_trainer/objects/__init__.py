@@ -1,0 +1,1 @@
+"""Object stores for artifacts: a folder, S3, R2, MinIO."""

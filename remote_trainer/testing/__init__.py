@@ -1,0 +1,1 @@
+"""Shipped test doubles and contract suites for everything behind a port."""

@@ -1,0 +1,1 @@
+"""Ways to a host: SSH and local commands, and files over them."""
