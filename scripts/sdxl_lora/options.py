@@ -1,0 +1,237 @@
+"""Every flag of the trainer, declared once: name, default, unit, limits and help are the fields of `Options`.
+
+The command line, the `--config` file (a JSON object with the same names) and the table in docs/training.md all come from
+these fields. Flags on the command line win over the file, the file over the environment, the environment over the default.
+
+Editing rules: standard library only, so that a wrong flag is reported before torch is loaded. A field that changes what is
+learnt stays out of `FREE_TO_CHANGE`: a training resumes only with the same values of all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+PLACES = "where things are"
+IMAGES = "images and captions"
+NETWORK = "network"
+TRAINING = "training"
+REPORTS = "samples and validation"
+SAVING = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """What the command line says about one option; `low` and `high` are inclusive limits."""
+
+    group: str
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    env: str = ""
+
+
+def flag(default: Any, group: str, text: str, **more: Any) -> Any:
+    """One field of Options with its Flag beside it."""
+    return field(default=default, metadata={"flag": Flag(group, text, **more)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The settings of one training, checked; the defaults suit a real SDXL base on one GPU of 24 GB or more."""
+
+    base: str = flag(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        PLACES,
+        "model to train on: a diffusers folder, a single .safetensors file or a hub id",
+        env="RT_BASE",
+    )
+    dataset: str = flag("dataset", PLACES, "folder with images and, beside each, its caption as a .txt file", env="RT_DATASET")
+    output: str = flag("output", PLACES, "folder for checkpoints/, samples/, final/ and cache/", env="RT_OUTPUT")
+    metrics: str = flag("", PLACES, "file that gets one JSON object a line (default OUTPUT/metrics.jsonl)", env="RT_METRICS")
+    cache: str = flag("", PLACES, "folder for encoded images and captions (default OUTPUT/cache)", env="RT_CACHE")
+    name: str = flag("lora", PLACES, "name of the LoRA: final/NAME.safetensors and final/NAME_kohya.safetensors")
+
+    resolution: int = flag(1024, IMAGES, "training size, px: an image keeps its shape and gets about this squared", low=32, high=4096)
+    bucket_step: int = flag(64, IMAGES, "sides are multiples of this, px; itself a multiple of 32", low=32, high=512)
+    bucket_min: int = flag(0, IMAGES, "shortest side of a bucket, px (0: half the resolution)", low=0, high=4096)
+    bucket_max: int = flag(0, IMAGES, "longest side of a bucket, px (0: twice the resolution)", low=0, high=8192)
+    min_image: int = flag(0, IMAGES, "refuse images whose shorter side is below this, px (0: a quarter of the resolution)", low=0)
+    convert_images: bool = flag(False, IMAGES, "accept CMYK, 16-bit and transparent images: to RGB, to 8 bit, onto white")
+    trigger: str = flag("", IMAGES, "word put in front of captions that lack it; the whole caption of an image without one")
+    allow_missing_captions: bool = flag(False, IMAGES, "an image without a caption trains with an empty one")
+    caption_dropout: float = flag(0.05, IMAGES, "share of draws that train with an empty caption", low=0, high=1)
+
+    targets: str = flag(
+        "attention", NETWORK, "layers that learn: attention, or locon: also feed-forward, projections and convolutions",
+        choices=("attention", "locon"),
+    )  # fmt: skip
+    rank: int = flag(16, NETWORK, "rank of each layer's update", low=1, high=1024)
+    alpha: float = flag(8.0, NETWORK, "strength; the update is scaled by alpha / rank", low=0.001, high=4096)
+
+    steps: int = flag(1500, TRAINING, "optimiser steps", low=1, high=1_000_000)
+    batch_size: int = flag(1, TRAINING, "images a pass", low=1, high=256)
+    grad_accumulation: int = flag(1, TRAINING, "passes an optimiser step", low=1, high=1024)
+    lr: float = flag(1e-4, TRAINING, "learning rate", low=1e-9, high=10)
+    lr_schedule: str = flag("constant", TRAINING, "course of the rate after warm-up", choices=("constant", "cosine", "linear"))
+    warmup: int = flag(0, TRAINING, "steps over which the rate rises from 0", low=0, high=1_000_000)
+    weight_decay: float = flag(0.01, TRAINING, "decay of AdamW", low=0, high=1)
+    clip: float = flag(1.0, TRAINING, "largest gradient norm (0: no limit)", low=0, high=1000)
+    min_snr_gamma: float = flag(5.0, TRAINING, "min-SNR weighting of the loss (0: off)", low=0, high=100)
+    seed: int = flag(42, TRAINING, "seed of everything random", low=0, high=2**31 - 1)
+    precision: str = flag("auto", TRAINING, "auto: bf16 where the GPU has it, else fp32", choices=("auto", "bf16", "fp32"))
+    gradient_checkpointing: str = flag(
+        "auto", TRAINING, "halve memory for 1.8 times the time; auto: only if the GPU is too small", choices=("auto", "on", "off")
+    )
+    threads: int = flag(0, TRAINING, "CPU threads (0: as torch chooses)", low=0, high=1024)
+
+    log_every: int = flag(10, REPORTS, "steps between progress lines", low=1)
+    val_every: int = flag(250, REPORTS, "steps between validations (0: only at start and end)", low=0)
+    val_fraction: float = flag(0.0, REPORTS, "share of images held out for validation (0: validate on training images)", low=0, high=0.5)
+    sample_every: int = flag(250, REPORTS, "steps between sample images (0: only at the end)", low=0)
+    sample_count: int = flag(2, REPORTS, "captions of the dataset that are sampled when no prompts are given (0: none)", low=0, high=64)
+    sample_prompts: str = flag("", REPORTS, "prompts to sample instead, separated by |")
+    sample_steps: int = flag(25, REPORTS, "denoising steps of a sample", low=1, high=1000)
+    sample_guidance: float = flag(5.0, REPORTS, "guidance scale of a sample", low=0, high=100)
+
+    checkpoint_every: int = flag(250, SAVING, "steps between checkpoints (0: only when stopped and at the end)", low=0)
+    keep_checkpoints: int = flag(3, SAVING, "newest checkpoints that are kept", low=1, high=1000)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where everything goes."""
+        return Path(self.output)
+
+    @property
+    def metrics_path(self) -> Path:
+        """The file of metrics."""
+        return Path(self.metrics) if self.metrics else self.output_dir / "metrics.jsonl"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where encoded images and captions are kept."""
+        return Path(self.cache) if self.cache else self.output_dir / "cache"
+
+    @property
+    def bucket_limits(self) -> tuple[int, int]:
+        """Shortest and longest side of a bucket, px, rounded to the step."""
+        step = self.bucket_step
+        low = self.bucket_min or self.resolution // 2
+        high = self.bucket_max or self.resolution * 2
+        return max(step, low // step * step), max(step, high // step * step)
+
+    @property
+    def smallest_image(self) -> int:
+        """Shortest side an image may have, px."""
+        return self.min_image or self.resolution // 4
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The values that decide what is learnt: a checkpoint only continues under the same ones."""
+        free = FREE_TO_CHANGE if self.lr_schedule != "constant" else FREE_TO_CHANGE | {"steps"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
+
+
+# The base and the images are compared by content, not by path.
+FREE_TO_CHANGE = frozenset(
+    "base dataset output metrics cache name convert_images min_image allow_missing_captions gradient_checkpointing threads log_every"
+    " val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance checkpoint_every keep_checkpoints".split()
+)
+
+
+def flags() -> dict[str, tuple[type, Any, Flag]]:
+    """name → (type, default, Flag) of every option, in order."""
+    kinds = get_type_hints(Options)
+    return {f.name: (kinds[f.name], f.default, f.metadata["flag"]) for f in dataclasses.fields(Options)}
+
+
+def build_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The command line; the environment replaces defaults where a flag names a variable."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train an SDXL LoRA from a folder of captioned images.",
+        epilog="Exit codes: 0 done, 2 bad input, 70 the written LoRA is wrong, 71 out of memory, 75 interrupted (run again to resume),"
+        " 76 the loss is no longer a number.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="JSON object of options, named as the flags are")
+    parser.add_argument("--smoke", action="store_true", help="train on a made-up base and made-up images in a temporary folder")
+    groups = {title: parser.add_argument_group(title) for title in (PLACES, IMAGES, NETWORK, TRAINING, REPORTS, SAVING)}
+    for name, (kind, default, about) in flags().items():
+        default = env.get(about.env) or default
+        source = f", or ${about.env}" if about.env else ""
+        text = f"{about.help} (default {default}{source})" if default not in ("", False) else f"{about.help}{source}"
+        arguments: dict[str, Any] = {"help": text.replace("%", "%%"), "default": default}
+        if kind is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            arguments |= {"type": kind, "choices": about.choices or None, "metavar": None if about.choices else name.upper()}
+        groups[about.group].add_argument("--" + name.replace("_", "-"), **arguments)
+    return parser
+
+
+def config_arguments(path: str) -> list[str]:
+    """The options of a JSON file as arguments, so that one parser checks names and types of both."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the configuration {path} must be a JSON object of options")
+    arguments = []
+    for key, value in content.items():
+        name = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(name if value else "--no-" + name[2:])
+        else:
+            arguments.append(f"{name}={value}")
+    return arguments
+
+
+def problems(options: Options) -> list[str]:
+    """Everything wrong with the values, each as one sentence that names the flag."""
+    found = []
+    for name, (_, _, about) in flags().items():
+        value, shown = getattr(options, name), "--" + name.replace("_", "-")
+        if about.low is not None and not value >= about.low:
+            found.append(f"{shown} is {value}, it must be at least {about.low:g}")
+        if about.high is not None and not value <= about.high:
+            found.append(f"{shown} is {value}, it must be at most {about.high:g}")
+    if options.bucket_step % 32:
+        found.append(f"--bucket-step is {options.bucket_step}, it must be a multiple of 32")
+    if options.resolution < options.bucket_step:
+        found.append(f"--resolution is {options.resolution}, it must be at least --bucket-step, {options.bucket_step}")
+    low, high = options.bucket_limits
+    if not low <= options.resolution <= high:
+        found.append(f"--resolution is {options.resolution}, outside the bucket sides {low} to {high}")
+    if not options.name or any(not (c.isalnum() or c in "-_.") for c in options.name) or options.name.startswith("."):
+        found.append(f"--name is {options.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
+    return found
+
+
+def parse(argv: Sequence[str], env: Mapping[str, str]) -> tuple[Options, bool]:
+    """(options, whether --smoke was asked for); a mistake ends the program with exit code 2, all mistakes in one message."""
+    parser = build_parser(env)
+    first = parser.parse_args(argv)
+    try:
+        from_file = config_arguments(first.config) if first.config else []
+    except ValueError as error:
+        parser.error(str(error))
+    values = vars(parser.parse_args([*from_file, *argv]))
+    smoke = values.pop("smoke")
+    values.pop("config")
+    options = Options(**values)
+    if found := problems(options):
+        parser.exit(2, "".join(f"error: {line}\n" for line in found))
+    return options, smoke
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:], os.environ)
