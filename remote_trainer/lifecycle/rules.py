@@ -1,0 +1,204 @@
+"""What all rules share: the table of moves, the decision, and small questions about a job.
+
+Rules for editing: as in the package's docstring; nothing here knows a single phase's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from remote_trainer import policy as choices
+from remote_trainer.effects import (
+    Effect,
+    FindInstance,
+    Seen,
+    Severity,
+    Trouble,
+)
+from remote_trainer.errors import InvariantBroken
+from remote_trainer.model import (
+    Attempt,
+    Job,
+    Phase,
+    Reason,
+    Verdict,
+)
+from remote_trainer.policy import Policy
+from remote_trainer.ports import Abilities
+
+P = Phase
+
+#: Every legal move and what causes it. docs/lifecycle.md is made from this table.
+TRANSITIONS: dict[tuple[Phase, Phase], str] = {
+    (P.QUEUED, P.PROVISIONING): "a worker claimed the job; attempt and label are saved before anything is rented",
+    (P.QUEUED, P.CANCELLED): "cancelled before anything was rented",
+    (P.PROVISIONING, P.TRANSFERRING): "the host is bootstrapped and has what the plan needs",
+    (P.PROVISIONING, P.RELEASING): "cancelled, no suitable machine, or out of time",
+    (P.TRANSFERRING, P.EXECUTING): "all inputs are verified on the host",
+    (P.TRANSFERRING, P.RELEASING): "cancelled, the instance is gone, or the transfer cannot succeed",
+    (P.EXECUTING, P.FETCHING): "the last step ended, a step failed for good, was stopped, or was lost",
+    (P.EXECUTING, P.RELEASING): "the instance is gone: nothing is left to fetch",
+    (P.FETCHING, P.RELEASING): "every output is verified in the object store, or cannot be had",
+    (P.RELEASING, P.PROVISIONING): "the attempt was lost, its instance is gone: next attempt",
+    (P.RELEASING, P.DONE): "the instance is observed gone and all artifacts are verified",
+    (P.RELEASING, P.FAILED): "the instance is observed gone",
+    (P.RELEASING, P.CANCELLED): "the instance is observed gone",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The job to save, the effects wished for once it is saved, and when to look again if nothing happens."""
+
+    job: Job
+    effects: tuple[Effect, ...] = ()
+    wake_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What every rule is given besides the job."""
+
+    seen: Seen
+    now: datetime
+    policy: Policy
+    abilities: Abilities
+    deployment: str
+
+    def after(self, since: datetime | None, seconds: float) -> bool:
+        """Is ``since`` at least that many seconds ago?"""
+        return since is not None and self.now >= since + timedelta(seconds=seconds)
+
+
+def label_of(deployment: str, job: Job, number: int) -> str:
+    """Return the label under which attempt ``number`` rents: known before the request."""
+    return f"rt-{deployment}-{job.id}-a{number}"
+
+
+def move(job: Job, phase: Phase, now: datetime) -> Job:
+    """Return the job in another phase; a move that is not in the table is a bug of ours."""
+    if (job.phase, phase) not in TRANSITIONS:
+        raise InvariantBroken(f"job {job.id}: no move leads from {job.phase} to {phase}; please report this")
+    return replace(job, phase=phase, since=now, note="")
+
+
+def current(job: Job) -> Attempt:
+    """Return the current attempt of a job that must have one."""
+    if job.attempt is None:
+        raise InvariantBroken(f"job {job.id} is in phase {job.phase} without an attempt; please report this")
+    return job.attempt
+
+
+def put(job: Job, attempt: Attempt) -> Job:
+    """Return the job with its current attempt replaced."""
+    return replace(job, attempts=(*job.attempts[:-1], attempt))
+
+
+def new_attempt(job: Job, moment: Moment) -> Decision:
+    """Begin the next attempt: number and label are saved before anything is asked for."""
+    number = len(job.attempts) + 1
+    attempt = Attempt(number=number, label=label_of(moment.deployment, job, number), started_at=moment.now)
+    return again(replace(move(job, P.PROVISIONING, moment.now), attempts=(*job.attempts, attempt)))
+
+
+def again(job: Job) -> Decision:
+    """Save and decide once more at once: the shell ticks again whenever the job changed."""
+    return Decision(job=job)
+
+
+def judged(attempt: Attempt, verdict: Verdict, reason: Reason, message: str) -> Attempt:
+    """Return the attempt with a verdict; the first one stays, save that a cancel overrules everything."""
+    if attempt.verdict is None or (verdict is Verdict.CANCELLED and attempt.verdict is not verdict):
+        return replace(attempt, verdict=verdict, reason=reason, message=message)
+    return attempt
+
+
+def release(job: Job, moment: Moment, verdict: Verdict, reason: Reason, message: str) -> Decision:
+    """End the attempt without looking for outputs."""
+    attempt = replace(judged(current(job), verdict, reason, message), releasing_at=moment.now)
+    return again(move(put(job, attempt), P.RELEASING, moment.now))
+
+
+def fetch(job: Job, moment: Moment, verdict: Verdict, reason: Reason, message: str) -> Decision:
+    """End the attempt and bring its outputs home first."""
+    attempt = replace(judged(current(job), verdict, reason, message), fetching_at=moment.now)
+    return again(move(put(job, attempt), P.FETCHING, moment.now))
+
+
+def wish(job: Job, moment: Moment, *effects: Effect | None, wake_at: datetime | None = None) -> Decision:
+    """Return the effects whose last failure is long enough ago, and a note on the first that has to wait."""
+    ready: list[Effect] = []
+    note, times = "", [wake_at] if wake_at else []
+    for effect in effects:
+        if effect is None:
+            continue
+        trouble = moment.seen.troubles.get(type(effect))
+        if trouble is None or moment.now >= trouble.retry_at:
+            ready.append(effect)
+        else:
+            times.append(trouble.retry_at)
+        if trouble is not None and not note and (trouble.count > 2 or moment.after(job.since, moment.policy.unreachable_note_s)):
+            note = trouble.message
+    job = job if note == job.note else replace(job, note=note)
+    return Decision(job=job, effects=tuple(ready), wake_at=min(times, default=None))
+
+
+def overrun(job: Job, moment: Moment) -> tuple[Reason, str] | None:
+    """Return why the job may not go on spending, or None."""
+    end = choices.deadline(job)
+    if end is not None and moment.now >= end:
+        return Reason.TIME_LIMIT, f"max_hours of {job.limits.max_hours:g} h is over"
+    if job.limits.max_cost and (cost := choices.job_cost(job, moment.now)) >= job.limits.max_cost:
+        return Reason.COST_LIMIT, f"cost {cost:.4f} reached max_cost {job.limits.max_cost}"
+    return None
+
+
+def limit_at(job: Job, moment: Moment) -> datetime | None:
+    """Return when a limit will be reached at the latest, for the alarm clock."""
+    times = [end for end in [choices.deadline(job)] if end is not None]
+    attempt = job.attempt
+    if job.limits.max_cost and attempt is not None and attempt.offer is not None and attempt.offer.price_per_hour:
+        left = max(job.limits.max_cost - choices.job_cost(job, moment.now), job.limits.max_cost / 10**6)
+        times.append(moment.now + timedelta(hours=float(left / attempt.offer.price_per_hour)))
+    return min(times, default=None)
+
+
+def hopeless(moment: Moment, *kinds: type[Effect]) -> Trouble | None:
+    """Return the first failure among these effects that no repetition can mend."""
+    for kind in kinds:
+        trouble = moment.seen.troubles.get(kind)
+        if trouble is not None and trouble.severity is not Severity.RETRY:
+            return trouble
+    return None
+
+
+def verdict_of(trouble: Trouble) -> Verdict:
+    """Return how an attempt ends that met such a failure."""
+    return Verdict.FAILED if trouble.severity is Severity.FATAL else Verdict.LOST
+
+
+def gone(job: Job, moment: Moment) -> bool:
+    """Does a complete listing, later than the lag allows, lack our instance?"""
+    attempt, seen = current(job), moment.seen
+    if attempt.instance is None or attempt.instance.borrowed or seen.instances is None or seen.instances_at is None:
+        return False
+    believed = attempt.requested_at is None or seen.instances_at >= attempt.requested_at + timedelta(
+        seconds=moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
+    )
+    return believed and not any(found.id == attempt.instance.id for found in seen.instances)
+
+
+def look(job: Job, moment: Moment, every_s: float) -> FindInstance | None:
+    """Return the wish to list our instances, one new wish every so often; none for borrowed machines."""
+    attempt = current(job)
+    if moment.abilities.borrowed:
+        return None
+    start = attempt.requested_at or attempt.started_at
+    return FindInstance(attempt.label, round=int((moment.now - start).total_seconds() // every_s))
+
+
+def soon(job: Job, moment: Moment) -> datetime | None:
+    """Return when a running job needs a look although nothing happened: a limit, or the next listing of a rented instance."""
+    poll = None if moment.abilities.borrowed else moment.now + timedelta(seconds=moment.policy.instance_poll_s)
+    return min(filter(None, [limit_at(job, moment), poll]), default=None)

@@ -1,0 +1,82 @@
+"""Pure choices: how long to wait, how often to try, which offer to take, when to give up.
+
+Rules for editing: values in, values out; no clock, no randomness (a random number between 0 and 1 is an argument). Each number that a
+user may want to change is a field of ``Policy`` with its unit in the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from remote_trainer.model import Attempt, Job, Limits, Offer, Resources, Retries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The patience of one installation; seconds throughout."""
+
+    provision_timeout_s: float = 1800.0
+    transfer_timeout_s: float = 6 * 3600.0
+    fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded
+    fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left
+    release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
+    instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
+    lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
+    retry_base_s: float = 1.0
+    retry_max_s: float = 60.0
+    unreachable_note_s: float = 10.0  # silence for that long is worth telling the user
+
+
+def backoff_s(count: int, *, base_s: float, max_s: float, jitter: float = 0.5) -> float:
+    """Return the wait before try ``count + 1``: doubling, capped, times 0.75 to 1.25 by ``jitter`` (0 to 1)."""
+    exponent = min(max(count - 1, 0), 30)  # 2.0 ** 30 is past every cap; larger ones overflow
+    return float(min(max_s, base_s * 2.0**exponent)) * (0.75 + jitter / 2)
+
+
+def step_retry_at(retries: Retries, failures: int, exit_code: int, ended_at: datetime) -> datetime | None:
+    """Return when a step that failed ``failures`` times may run again, None for never."""
+    if failures > retries.max or (retries.on_exit and exit_code not in retries.on_exit):
+        return None
+    return ended_at + timedelta(seconds=backoff_s(failures, base_s=retries.backoff_s, max_s=retries.backoff_max_s))
+
+
+def fits(offer: Offer, wanted: Resources, limits: Limits) -> str:
+    """Return why an offer cannot serve, or an empty string. What an offer does not tell (0) is found out at bootstrap."""
+    have = offer.resources
+    for name in ("gpus", "vram_gb", "disk_gb", "ram_gb"):
+        there, need = getattr(have, name), getattr(wanted, name)
+        if there and there < need:
+            return f"{name}: has {there}, {need} wanted"
+    if limits.max_cost and offer.price_per_hour > limits.max_cost:
+        return f"one hour costs {offer.price_per_hour} of the {limits.max_cost} that the job may cost"
+    return ""
+
+
+def choose_offer(offers: Sequence[Offer], wanted: Resources, limits: Limits) -> Offer | None:
+    """Return the cheapest offer that fits, by price, then id; None if there is none."""
+    suitable = [offer for offer in offers if not fits(offer, wanted, limits)]
+    return min(suitable, key=lambda offer: (offer.price_per_hour, offer.id), default=None)
+
+
+def attempt_cost(attempt: Attempt, now: datetime) -> Decimal:
+    """Return what an attempt cost so far, US dollars: from the request to the observed end."""
+    if attempt.offer is None or attempt.requested_at is None:
+        return Decimal(0)
+    until = attempt.ended_at or now
+    hours = Decimal((until - attempt.requested_at).total_seconds()) / 3600
+    return (attempt.offer.price_per_hour * max(hours, Decimal(0))).quantize(Decimal("0.000001"))
+
+
+def job_cost(job: Job, now: datetime) -> Decimal:
+    """Return what a job cost so far, US dollars."""
+    return sum((attempt_cost(attempt, now) for attempt in job.attempts), Decimal(0))
+
+
+def deadline(job: Job) -> datetime | None:
+    """Return when ``max_hours`` is over: counted from the first attempt's start."""
+    if not job.attempts or not job.limits.max_hours:
+        return None
+    return job.attempts[0].started_at + timedelta(hours=job.limits.max_hours)
