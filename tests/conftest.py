@@ -1,7 +1,10 @@
 """What every test runs in: a scrubbed environment, no network but loopback, and real parts where the machine has them.
 
-Rules for editing: fixtures of real parts only hand out what tests/support builds; whether a part exists is decided in
-tests/support/suites.py, never in a test.
+Fixtures named after a part (`sshd`, `mongo_server`, `s3_server`) are shared by the whole run: use them, do not break them.
+`own_…` and `start_…` belong to one test, which may stop, cut and kill them. Asking for one marks the test as part of its suite.
+
+Rules for editing: fixtures only hand out what tests/support builds; whether a part exists is decided in tests/support/suites.py,
+never in a test.
 """
 
 from __future__ import annotations
@@ -10,46 +13,169 @@ from tests.support import environment
 
 HOME = environment.scrub()
 
-import shutil  # noqa: E402
+import shutil  # noqa: E402 - libraries read the environment when they are imported
 from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+from tests.support import containers, mongo, network, s3, suites  # noqa: E402
 from tests.support import sshd as ssh_servers  # noqa: E402
+from tests.support.containers import ContainerHost, Fleet  # noqa: E402
+from tests.support.mongo import MongoServer  # noqa: E402
+from tests.support.s3 import S3Bucket, S3Server  # noqa: E402
 from tests.support.sshd import SshdServer  # noqa: E402
+
+_CHEAPEST_FIRST = ("unit", "sim", "contract", "integration", "train", "e2e")
+_LEFT_OUT = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "systemd: needs systemd-analyze")
+    config.stash[_LEFT_OUT] = {}
+    network.block()
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order by cost, and mark each test by the real parts it asks for, so that `-m sshd` finds them all."""
+    items.sort(key=lambda item: _cost(config, item))
+    for item in items:
+        for suite in suites.needed_by(getattr(item, "fixturenames", ())):
+            item.add_marker(suite)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out a test whose part is missing; the check runs once per suite."""
+    for suite in suites.CHECKS:
+        if item.get_closest_marker(suite) and (reason := suites.missing(suite)):
+            item.config.stash[_LEFT_OUT][suite] = reason
+            pytest.skip(f"{suite}: {reason}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that skips itself is left out too, and is told like a suite."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and not hasattr(report, "wasxfail") and report.when == "call":
+        item.config.stash[_LEFT_OUT][item.nodeid] = str(report.longrepr[2]).removeprefix("Skipped: ")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if suites.REQUIRE_ALL and session.config.stash[_LEFT_OUT] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = config.stash[_LEFT_OUT]
+    if not left_out:
+        return
+    terminalreporter.section("left out")
+    for suite, reason in sorted(left_out.items()):
+        terminalreporter.line(f"left out: {suite}: {reason}")
+    if suites.REQUIRE_ALL:
+        terminalreporter.line("FAILED: REMOTE_TRAINER_REQUIRE_ALL=1 lets nothing be left out", red=True)
+
+
+def _cost(config: pytest.Config, item: pytest.Item) -> int:
+    folder = item.path.relative_to(config.rootpath / "tests").parts[0]
+    return _CHEAPEST_FIRST.index(folder) if folder in _CHEAPEST_FIRST else len(_CHEAPEST_FIRST)
+
+
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshdServer]:
-    """A server shared by the whole run: use it, do not break it."""
+    """An OpenSSH server."""
     with ssh_servers.running(ssh_servers.prepare(tmp_path_factory.mktemp("sshd") / "server")) as server:
         yield server
 
 
 @pytest.fixture
 def start_sshd(tmp_path: Path) -> Iterator[Callable[..., SshdServer]]:
-    """Starts servers of the test's own; takes the options of `sshd.prepare`."""
-    started: list[SshdServer] = []
+    """Starts OpenSSH servers; takes the options of `sshd.prepare`."""
+    with ExitStack() as stack:
+        number = iter(range(1000))
 
-    def start(**options: object) -> SshdServer:
-        server = ssh_servers.prepare(tmp_path / f"sshd{len(started)}", **options)  # type: ignore[arg-type]
-        started.append(server)
-        server.start()
-        return server
+        def start(**options: object) -> SshdServer:
+            server = ssh_servers.prepare(tmp_path / f"sshd{next(number)}", **options)  # type: ignore[arg-type]
+            return stack.enter_context(ssh_servers.running(server))
 
-    try:
         yield start
-    finally:
-        for server in started:
-            server.close()
 
 
 @pytest.fixture
 def own_sshd(start_sshd: Callable[..., SshdServer]) -> SshdServer:
-    """A server of the test's own: stop it, cut it, change its key."""
+    """An OpenSSH server that the test may break."""
     return start_sshd()
+
+
+@pytest.fixture(scope="session")
+def container_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """The engine and network behind `start_container`."""
+    with containers.fleet(tmp_path_factory.mktemp("containers")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def start_container(container_fleet: Fleet) -> Iterator[Callable[..., ContainerHost]]:
+    """Starts containers; takes the options of `Fleet.launch`."""
+    with ExitStack() as stack:
+
+        def start(**options: object) -> ContainerHost:
+            host = container_fleet.launch(**options)  # type: ignore[arg-type]
+            stack.callback(host.remove)
+            return host
+
+        yield start
+
+
+@pytest.fixture
+def container_host(start_container: Callable[..., ContainerHost]) -> ContainerHost:
+    """A host with an address of its own: cut it off, restart it, kill it."""
+    return start_container()
+
+
+@pytest.fixture(scope="session")
+def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
+    """A server that speaks MongoDB's protocol; take a database of your own in it."""
+    with mongo.running(tmp_path_factory.mktemp("mongo")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mongo_uri(request: pytest.FixtureRequest) -> str:
+    """Where to connect: the shared server, or the real one of REMOTE_TRAINER_TEST_MONGODB."""
+    return mongo.REAL_URI or request.getfixturevalue("mongo_server").uri
+
+
+@pytest.fixture
+def own_mongo(tmp_path: Path) -> Iterator[MongoServer]:
+    """A server that the test may kill; its data stays."""
+    (tmp_path / "mongo").mkdir()
+    with mongo.running(tmp_path / "mongo") as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=s3.KINDS)
+def s3_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Each object store in turn."""
+    with s3.running(request.param, tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server) -> S3Bucket:
+    """An empty bucket in each object store in turn."""
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+def start_s3(tmp_path: Path) -> Iterator[Callable[[s3.Kind], S3Server]]:
+    """Starts object stores that the test may stop and start again."""
+    with ExitStack() as stack:
+        yield lambda kind: stack.enter_context(s3.running(kind, tmp_path / f"s3-{kind}"))

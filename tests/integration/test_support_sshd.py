@@ -26,7 +26,7 @@ async def connect(server: SshdServer) -> asyncssh.SSHClientConnection:
     )
 
 
-async def test_openssh_client_gets_in_with_the_pinned_key(sshd: SshdServer) -> None:
+def test_openssh_client_gets_in_with_the_pinned_key(sshd: SshdServer) -> None:
     """A command sent by OpenSSH's own client runs as the current user in an empty home."""
     done = subprocess.run(
         [*sshd.ssh_command(), "id -un; pwd; echo $HOME"], capture_output=True, text=True, check=True, timeout=30

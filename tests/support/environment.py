@@ -1,6 +1,6 @@
 """The environment tests run in, and the one they were started from.
 
-Rules for editing: import this first and import nothing of ours here, so that `scrub()` runs before any library reads the environment.
+Rules for editing: import this first and import nothing of ours here, so that `scrub()` runs before a library reads the environment.
 What prepares real parts (pip, debootstrap) needs `ORIGINAL`; everything a test starts gets the scrubbed one.
 """
 

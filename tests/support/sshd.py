@@ -1,9 +1,9 @@
 """A real OpenSSH server on a loopback port, for the current user, that tests may stop, cut, re-key and restart.
 
-Its sessions get an empty home of their own: a developer's `.bashrc` costs up to 90 ms per command and would make results personal.
+Its sessions get an empty home of their own: a developer's `.bashrc` costs up to 90 ms per command and makes results personal.
 
-Rules for editing: no root needed; nothing outside `folder` is written (but `/run/sshd`, which sshd itself demands of root); what a
-session started is found again by a variable in its environment, so that no test leaves a process behind.
+Rules for editing: no root needed; nothing outside `folder` is written (but `/run/sshd`, which sshd itself demands of root); what
+a session started is found again by a variable in its environment, so that no test leaves a process behind.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.support.process import free_port
+from tests.support.sshtarget import SshTarget, make_keys, new_key
 
 READY_WITHIN_S = 20
 _MARK = "REMOTE_TRAINER_TEST_SSHD"
@@ -43,16 +45,12 @@ SetEnv {environment}
 
 
 @dataclass
-class SshdServer:
+class SshdServer(SshTarget):
     """One server; `start()` it before use, `close()` it after."""
 
-    folder: Path
-    port: int
     max_sessions: int = 2000
     max_startups: int = 3000
     environment: Mapping[str, str] = field(default_factory=dict)
-    host: str = "127.0.0.1"
-    user: str = field(default_factory=getpass.getuser)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,36 +59,9 @@ class SshdServer:
         return self.folder / "home"
 
     @property
-    def key_path(self) -> Path:
-        """The private key that is let in."""
-        return self.folder / "client_key"
-
-    @property
-    def host_key_public(self) -> str:
-        """The host's public key, as `ssh-ed25519 AAAA…`."""
-        return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
-
-    @property
-    def known_hosts_line(self) -> str:
-        """The line for a known_hosts file that pins the present host key."""
-        return f"[{self.host}]:{self.port} {self.host_key_public}"
-
-    @property
     def log(self) -> str:
         """What the server has written so far."""
         return (self.folder / "log").read_text(errors="replace")
-
-    def known_hosts(self) -> Path:
-        """A known_hosts file with exactly the present host key."""
-        path = self.folder / "known_hosts"
-        path.write_text(self.known_hosts_line + "\n")
-        return path
-
-    def ssh_command(self, *options: str) -> list[str]:
-        """An OpenSSH client command line that reaches this server; append the remote command to it."""
-        pinned = ["-o", f"UserKnownHostsFile={self.known_hosts()}", "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes"]
-        key = ["-i", str(self.key_path), "-p", str(self.port)]
-        return ["ssh", "-F", "none", "-o", "BatchMode=yes", *pinned, *key, *options, f"{self.user}@{self.host}"]
 
     def start(self) -> None:
         """Listen; returns once the server has sent its banner."""
@@ -105,7 +76,7 @@ class SshdServer:
         self._wait_until_ready(self._process)
 
     def stop(self) -> None:
-        """Stop listening and end all sessions; what they had started in a session of its own goes on. `start()` uses the same port."""
+        """Stop listening and end all connections; what their users detached goes on. `start()` uses the same port."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -126,7 +97,7 @@ class SshdServer:
         """Become another machine at the same address: a new host key, all connections closed."""
         running = self._process is not None
         self.stop()
-        _new_key(self.folder / "host_key")
+        new_key(self.folder / "host_key")
         if running:
             self.start()
 
@@ -159,9 +130,8 @@ class SshdServer:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise RuntimeError(f"sshd ended with {process.returncode}:\n{self.log}")
-            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1) as connection:
-                if connection.recv(4) == b"SSH-":
-                    return
+            if self.answers():
+                return
             time.sleep(0.005)
         raise RuntimeError(f"sshd was not ready within {READY_WITHIN_S} s:\n{self.log}")
 
@@ -170,13 +140,11 @@ def prepare(
     folder: Path, *, max_sessions: int = 2000, max_startups: int = 3000, environment: Mapping[str, str] | None = None
 ) -> SshdServer:
     """Lay out a server's folder: keys, an empty home, a free port. `environment` is added to each session's."""
-    (folder / "home").mkdir(parents=True)
+    make_keys(folder)
+    (folder / "home").mkdir()
     # sshd enters the account's real home; a shell that starts in HOME is what a test would take for granted.
     (folder / "home" / ".bashrc").write_text('cd "$HOME"\n')
-    _new_key(folder / "host_key")
-    _new_key(folder / "client_key")
-    shutil.copy(folder / "client_key.pub", folder / "authorized_keys")
-    return SshdServer(folder, free_port(), max_sessions, max_startups, environment or {})
+    return SshdServer(folder, "127.0.0.1", free_port(), getpass.getuser(), max_sessions, max_startups, environment or {})
 
 
 @contextlib.contextmanager
@@ -187,13 +155,6 @@ def running(server: SshdServer) -> Iterator[SshdServer]:
         yield server
     finally:
         server.close()
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def missing() -> str | None:
@@ -207,14 +168,6 @@ def missing() -> str | None:
 def _sshd_program() -> str:
     """Absolute, because sshd starts itself again by that name for each connection; sbin is not on every user's PATH."""
     return shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin") or "/usr/sbin/sshd"
-
-
-def _new_key(path: Path) -> None:
-    for old in (path, path.with_suffix(".pub")):
-        old.unlink(missing_ok=True)
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)], check=True, timeout=READY_WITHIN_S
-    )
 
 
 def _signal_tree(listener: int, *, listener_too: bool = True) -> int:
