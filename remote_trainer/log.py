@@ -1,0 +1,141 @@
+"""Structured log lines of this process: JSON for machines, text for terminals, and the one place where secrets are taken out.
+
+An event's name says where in a job's life it happened (``training.remote.executing``, made by ``event``); what happened and to what
+are its keys: ``action``, ``job``, ``attempt``, ``instance``, ``token``. Bind those once with ``bound``; tasks started inside inherit
+them. Lines of libraries (asyncssh, botocore) take the same way out.
+
+Rules for editing: ``_clean`` is the only redaction and runs last before rendering, on text not yet escaped. Tracebacks never carry
+local variables. The set of secrets is the module's one piece of state: they must be hidden from every logger, also one made earlier.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TextIO, cast
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+HIDDEN = "***"
+MIN_SECRET = 4  # shorter ones would blank out half of every line
+
+_secrets: set[str] = set()
+
+_SECRET_KEY = re.compile(
+    r"(?i)secret|passw|passphrase|token|api_?key|access_?key|private_?key|authori[sz]ation|cookie|credential"
+)
+_PATTERNS = (
+    (re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@]*):[^\s/@]+@"), rf"\1:{HIDDEN}@"),  # user:password@
+    (re.compile(r"(https?://)[^\s/:@]+@"), rf"\1{HIDDEN}@"),  # token@
+    (
+        re.compile(
+            r"(?i)([?&](?:x-amz-[\w-]*(?:signature|credential|token)|sig|signature|token|access_token|api_?key|key)=)[^&\s\"'<>]+"
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
+)
+
+
+def hide(secret: str) -> None:
+    """Keep a secret out of everything logged from now on: whole, line by line, quoted, and escaped."""
+    for part in {secret, *secret.splitlines()}:
+        if len(part.strip()) >= MIN_SECRET:
+            plain = part.strip()
+            _secrets.update(
+                {plain, quote(plain), quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1], json.dumps(plain)[1:-1]}
+            )
+
+
+def redact(text: str) -> str:
+    """Return the text without registered secrets, passwords in URLs, signatures of presigned links and bearer tokens."""
+    for secret in sorted(_secrets, key=len, reverse=True):  # the longest first: one may contain another
+        text = text.replace(secret, HIDDEN)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def event(phase: str) -> str:
+    """Return the name of events of a phase: ``training.remote.executing``."""
+    return f"training.remote.{phase}"
+
+
+def get() -> FilteringBoundLogger:
+    """Return a logger: ``log.info(event("executing"), action="step_started", step="train.1")``."""
+    return cast(FilteringBoundLogger, structlog.stdlib.get_logger("remote_trainer"))
+
+
+def bound(**keys: object) -> AbstractContextManager[None]:
+    """Add keys (job, attempt, instance, token) to every line logged inside, also by tasks started there."""
+    return structlog.contextvars.bound_contextvars(**keys)
+
+
+def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto", stream: TextIO | None = None) -> None:
+    """Send all log lines of the process to a stream (stderr). May be called again."""
+    stream = stream or sys.stderr
+    colours = stream.isatty()
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,  # the plain traceback: sources and lines, never the values in them
+    ]
+    render: Processor
+    if form == "json" or (form == "auto" and not colours):
+        render = structlog.processors.JSONRenderer(ensure_ascii=False)
+    else:
+        render = structlog.dev.ConsoleRenderer(
+            colors=colours, timestamp_key="at", exception_formatter=structlog.dev.plain_traceback
+        )
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # a later configure() must reach loggers made before
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _library, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _clean, render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)  # libraries: only what is wrong
+    logging.getLogger("remote_trainer").setLevel(level.upper())
+    logging.captureWarnings(True)
+
+
+def _library(logger: WrappedLogger, method: str, keys: EventDict) -> EventDict:
+    keys["logger"] = cast(logging.LogRecord, keys["_record"]).name
+    return keys
+
+
+def _clean(logger: WrappedLogger, method: str, keys: EventDict) -> EventDict:
+    return cast(EventDict, _cleaned(keys))
+
+
+def _cleaned(value: Any, key: str = "") -> Any:
+    """Return the value as plain JSON types without secrets. Numbers stay: a fencing token is one."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case _ if value and _SECRET_KEY.search(key):
+            return HIDDEN
+        case Mapping():
+            return {redact(str(name)): _cleaned(each, str(name)) for name, each in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_cleaned(each) for each in value]
+        case bytes():
+            return redact(value.decode(errors="replace"))
+    return redact(str(value))

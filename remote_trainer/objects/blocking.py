@@ -1,0 +1,75 @@
+"""Blocking work on bytes, done in a thread and watched from the event loop.
+
+Rules for editing: whoever loops over blocks calls the watch once a block; nothing here knows of a store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+from remote_trainer.errors import Incomplete
+from remote_trainer.ports import Progress
+
+BLOCK = 1 << 20
+
+
+class GivenUp(Exception):
+    """Ends work that nobody waits for any more; never seen outside its thread."""
+
+
+class Watch:
+    """Made in the event loop, called in the thread after each block: reports progress in the loop, ends the work on ``give_up``."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._given_up = threading.Event()
+
+    def give_up(self) -> None:
+        self._given_up.set()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._given_up.is_set():
+            raise GivenUp
+        if self._progress:
+            self._loop.call_soon_threadsafe(self._progress, done, total)
+
+
+def digest_of(path: Path, watch: Watch) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as reading:
+        total = os.fstat(reading.fileno()).st_size
+        while block := reading.read(BLOCK):
+            digest.update(block)
+            done += len(block)
+            watch(done, total)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a file that is to be stored, or raise Incomplete."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Incomplete(f"{path} cannot be stored: it is not there") from error
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def move(temporary: Path, target: Path) -> None:
+    """Make a file durable, then visible under its name, then the name durable."""
+    sync(temporary)
+    temporary.replace(target)
+    sync(target.parent)
