@@ -26,7 +26,7 @@ VAE_WIDTHS = (32, 32, 64, 64)
 TEXT_WIDTHS = (32, 64)
 START, END = "<|startoftext|>", "<|endoftext|>"
 # A handful of frequent English letter pairs: enough that an ordinary caption fits in CLIP's 77 tokens.
-PAIRS = "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic ne ea ra ce".split()
+PAIRS = ["th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ti", "es", "or", "te", "of", "ed", "is", "it", "al", "ar", "st", "to", "nt", "ng", "se", "ha", "as", "ou", "io", "le", "ve", "co", "me", "de", "hi", "ri", "ro", "ic", "ne", "ea", "ra", "ce"]
 
 
 def byte_symbols() -> list[str]:

@@ -60,7 +60,9 @@ class Options:
     cache: str = flag("", PLACES, "folder for encoded images and captions (default OUTPUT/cache)", env="RT_CACHE")
     name: str = flag("lora", PLACES, "name of the LoRA: final/NAME.safetensors and final/NAME_kohya.safetensors")
 
-    resolution: int = flag(1024, IMAGES, "training size, px: an image keeps its shape and gets about this squared", low=32, high=4096)
+    resolution: int = flag(
+        1024, IMAGES, "training size, px: an image keeps its shape and gets about this squared", low=32, high=4096
+    )
     bucket_step: int = flag(64, IMAGES, "sides are multiples of this, px; itself a multiple of 32", low=32, high=512)
     bucket_min: int = flag(0, IMAGES, "shortest side of a bucket, px (0: half the resolution)", low=0, high=4096)
     bucket_max: int = flag(0, IMAGES, "longest side of a bucket, px (0: twice the resolution)", low=0, high=8192)
@@ -95,9 +97,13 @@ class Options:
 
     log_every: int = flag(10, REPORTS, "steps between progress lines", low=1)
     val_every: int = flag(250, REPORTS, "steps between validations (0: only at start and end)", low=0)
-    val_fraction: float = flag(0.0, REPORTS, "share of images held out for validation (0: validate on training images)", low=0, high=0.5)
+    val_fraction: float = flag(
+        0.0, REPORTS, "share of images held out for validation (0: validate on training images)", low=0, high=0.5
+    )
     sample_every: int = flag(250, REPORTS, "steps between sample images (0: only at the end)", low=0)
-    sample_count: int = flag(2, REPORTS, "captions of the dataset that are sampled when no prompts are given (0: none)", low=0, high=64)
+    sample_count: int = flag(
+        2, REPORTS, "captions of the dataset that are sampled when no prompts are given (0: none)", low=0, high=64
+    )
     sample_prompts: str = flag("", REPORTS, "prompts to sample instead, separated by |")
     sample_steps: int = flag(25, REPORTS, "denoising steps of a sample", low=1, high=1000)
     sample_guidance: float = flag(5.0, REPORTS, "guidance scale of a sample", low=0, high=100)
@@ -141,8 +147,7 @@ class Options:
 
 # The base and the images are compared by content, not by path.
 FREE_TO_CHANGE = frozenset(
-    "base dataset output metrics cache name convert_images min_image allow_missing_captions gradient_checkpointing threads log_every"
-    " val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance checkpoint_every keep_checkpoints".split()
+    ["base", "dataset", "output", "metrics", "cache", "name", "convert_images", "min_image", "allow_missing_captions", "gradient_checkpointing", "threads", "log_every", "val_every", "sample_every", "sample_count", "sample_prompts", "sample_steps", "sample_guidance", "checkpoint_every", "keep_checkpoints"]
 )
 
 

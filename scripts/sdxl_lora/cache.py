@@ -1,0 +1,146 @@
+"""Encoded images and captions on disk, so that the VAE and the text encoders run once and then leave the GPU.
+
+    fill(cache, photos, captions, …)   encodes what is missing; a second run with the same base and images encodes nothing
+    Cache.batch(photos, …)             the tensors of one pass
+
+Each entry is one safetensors file, named by everything it depends on: content, size, base model and the version of this code.
+An image is kept as the mean and deviation of its latent distribution, and a sample of it is drawn at each step.
+
+Editing rules: change VERSION when an entry would come out differently; write through `write_entry` (whole or not at all).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from base import Base
+from data import BadInput, Photo, load_pixels
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+VERSION = "1"
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The folder of entries for one base model."""
+
+    folder: Path
+    base_digest: str
+
+    def path(self, kind: str, *parts: object) -> Path:
+        """Where an entry lies; the name holds everything the content depends on."""
+        text = "\n".join(str(part) for part in (VERSION, self.base_digest, *parts))
+        return self.folder / kind / (hashlib.sha256(text.encode()).hexdigest()[:40] + ".safetensors")
+
+    def image_path(self, photo: Photo) -> Path:
+        """The latent distribution of a photo in its bucket."""
+        return self.path("images", photo.sha256, photo.bucket)
+
+    def text_path(self, caption: str) -> Path:
+        """The embeddings of a caption."""
+        return self.path("texts", caption)
+
+    def text(self, caption: str, device: torch.device) -> Tensors:
+        """{"hidden": (77, width), "pooled": (width,)} of a caption."""
+        return load_file(self.text_path(caption), device=str(device))
+
+    def batch(self, photos: Sequence[Photo], captions: Sequence[str], device: torch.device) -> Tensors:
+        """Stacked entries of a pass: mean and std (n, 4, h, w), hidden (n, 77, width), pooled (n, width), time_ids (n, 6)."""
+        images = [load_file(self.image_path(photo), device=str(device)) for photo in photos]
+        texts = [self.text(caption, device) for caption in captions]
+        rows = [{**image, **text} for image, text in zip(images, texts, strict=True)]
+        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        stacked["time_ids"] = torch.tensor([photo.time_ids() for photo in photos], device=device)
+        return stacked
+
+
+def readable(path: Path) -> bool:
+    """Whether an entry is there and whole (a host that lost power may have left an empty file)."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def write_entry(path: Path, tensors: Tensors) -> None:
+    """Write an entry so that a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
+    os.replace(part, path)
+
+
+def counted(items: Sequence[Photo] | Sequence[str], what: str, stopping: Callable[[], None]) -> Iterator[Photo | str]:
+    """The items, with a progress line every few seconds; `stopping` raises when the training is to end."""
+    started = last = time.monotonic()
+    for number, item in enumerate(items):
+        stopping()
+        yield item
+        if (now := time.monotonic()) - last > 5:
+            print(f"encoding {what} {number + 1}/{len(items)}", flush=True)
+            last = now
+    if items:
+        print(f"encoded {len(items)} {what} in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def fill(
+    cache: Cache, photos: Sequence[Photo], captions: Sequence[str], base: Base, device: torch.device, stopping: Callable[[], None]
+) -> None:
+    """Encode what the cache lacks; models that are not needed are not loaded."""
+    images = [photo for photo in photos if not readable(cache.image_path(photo))]
+    texts = [caption for caption in dict.fromkeys(captions) if not readable(cache.text_path(caption))]
+    with torch.inference_mode():
+        if images:
+            encode_images(cache, images, base, device, stopping)
+        if texts:
+            encode_texts(cache, texts, base, device, stopping)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def encode_images(cache: Cache, photos: Sequence[Photo], base: Base, device: torch.device, stopping: Callable[[], None]) -> None:
+    """One photo at a time in fp32: SDXL's VAE overflows in half precision."""
+    vae = base.load("vae", torch.float32).to(device)
+    for photo in counted(photos, "images", stopping):
+        assert isinstance(photo, Photo)
+        pixels = torch.from_numpy(np.array(load_pixels(photo))).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+        scale = vae.config.scaling_factor
+        tensors = {"mean": posterior.mean[0] * scale, "std": posterior.std[0] * scale}
+        if not all(torch.isfinite(value).all() for value in tensors.values()):
+            raise BadInput(f"{photo.path} encodes to values that are not numbers; the image or the base model's VAE is damaged")
+        write_entry(cache.image_path(photo), tensors)
+
+
+def encode_texts(cache: Cache, captions: Sequence[str], base: Base, device: torch.device, stopping: Callable[[], None]) -> None:
+    """Both encoders' last but one hidden state side by side, and the second one's pooled projection, as SDXL is fed."""
+    tokenizers = [base.load(part, None) for part in ("tokenizer", "tokenizer_2")]
+    encoders = [base.load(part, torch.float32).to(device) for part in ("text_encoder", "text_encoder_2")]
+    shortened = 0
+    for caption in counted(captions, "captions", stopping):
+        hidden, pooled = [], None
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
+            ids = tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+            result = encoder(ids.to(device), output_hidden_states=True)
+            hidden.append(result.hidden_states[-2][0])
+            pooled = result[0][0]  # of the second encoder: its projected embedding
+        shortened += len(tokenizers[0](str(caption)).input_ids) > 77
+        assert pooled is not None
+        tensors = {"hidden": torch.cat(hidden, dim=-1), "pooled": pooled}
+        if not all(torch.isfinite(value).all() for value in tensors.values()):
+            raise BadInput(
+                f"the caption {str(caption)[:60]!r} encodes to values that are not numbers; the base's text encoder is damaged"
+            )
+        write_entry(cache.text_path(str(caption)), tensors)
+    if shortened:
+        print(f"note: {shortened} captions are longer than the 77 tokens SDXL reads; the rest of each is ignored", flush=True)

@@ -1,0 +1,301 @@
+"""The training itself: prepare, resume, step, watch, export.
+
+Read `train` first; the rest is in the order it is called. The learning rate, the data order and all noise are functions of the
+step, so adapter, optimiser and step are the whole state.
+
+Editing rules: at the top of each turn of the loop the training can stop and be resumed bit for bit; nothing may carry over from
+one step to the next but the adapter and the optimiser.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import checkpoint
+import diffusers
+import export
+import peft
+import torch
+import transformers
+from base import Base
+from cache import Cache, fill
+from data import BadInput, Order, Photo, dataset_digest, split
+from diffusion import Model, Sampler, noise_levels, prompts_of, training_loss, validation_loss
+from options import Options
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+TARGETS = {
+    "attention": ATTENTION,
+    "locon": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "conv"],
+}
+# SDXL in bf16 with this optimiser, measured elsewhere: 6 GiB without the activations, 7 GiB of them for one image of 1024².
+FIXED_GIB, IMAGE_GIB = 6.0, 7.0
+
+
+class NotANumber(Exception):
+    """The loss or a gradient is no longer finite. Exit code 76."""
+
+
+class OutOfMemory(Exception):
+    """The accelerator's memory does not suffice. Exit code 71."""
+
+
+def train(options: Options, photos: Sequence[Photo], base: Base, stopping: Callable[[], None]) -> None:
+    """Run the training to its end; `stopping` raises when it has been asked to stop."""
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device, dtype = choose_device(options)
+    learned, watched = split(photos, options.val_fraction, options.seed)
+    prompts = prompts_of(options, learned)
+    cache = Cache(options.cache_dir, base.digest)
+    try:
+        fill(cache, photos, ["", *(photo.caption for photo in photos), *prompts], base, device, stopping)
+        model = prepare(options, base, device, dtype)
+        run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
+        run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos), "dtype": str(dtype)}
+        run.resume()
+        run.announce(learned)
+        run.loop(Sampler(base, cache, options, prompts), stopping)
+    except torch.OutOfMemoryError as error:
+        advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
+        raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
+    finish(run, learned, base)
+
+
+def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
+    """The GPU in bf16 where it can, else fp32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = options.precision == "bf16" or (
+        options.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+    )
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return device, torch.bfloat16 if bf16 else torch.float32
+
+
+def wants_gradient_checkpointing(options: Options, device: torch.device) -> bool:
+    """As asked; on auto only where the activations would not fit."""
+    if options.gradient_checkpointing != "auto" or device.type != "cuda":
+        return options.gradient_checkpointing == "on"
+    needed = FIXED_GIB + IMAGE_GIB * options.batch_size * (options.resolution / 1024) ** 2
+    present = torch.cuda.get_device_properties(device).total_memory / 2**30
+    if needed > 0.9 * present:
+        print(f"gradient checkpointing is on: about {needed:.0f} GiB needed without it, the GPU has {present:.0f}", flush=True)
+    return needed > 0.9 * present
+
+
+def prepare(options: Options, base: Base, device: torch.device, dtype: torch.dtype) -> Model:
+    """The frozen UNet with a fresh adapter in fp32."""
+    unet = base.load("unet", dtype).to(device)
+    torch.manual_seed(options.seed)  # the adapter's first weights
+    unet.add_adapter(LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=TARGETS[options.targets]))
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if wants_gradient_checkpointing(options, device):
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    config = base.scheduler_config()
+    return Model(unet, noise_levels(config).to(device), config.get("prediction_type", "epsilon"), device, dtype)
+
+
+def learning_rate(options: Options, step: int) -> float:
+    """The rate of a step, counted from 0."""
+    if step < options.warmup:
+        return options.lr * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    match options.lr_schedule:
+        case "cosine":
+            return options.lr * 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return options.lr * (1 - done)
+        case _:
+            return options.lr
+
+
+@dataclass(slots=True)
+class Run:
+    """A training on its way."""
+
+    options: Options
+    model: Model
+    cache: Cache
+    order: Order
+    watched: Sequence[Photo]
+    identity: dict[str, Any] = field(default_factory=dict)
+    parameters: list[torch.nn.Parameter] = field(init=False)
+    optimizer: torch.optim.AdamW = field(init=False)
+    step: int = 0
+    validations: dict[int, float] = field(default_factory=dict)
+    since_log: list[tuple[float, float]] = field(default_factory=list)
+    """(loss, seconds) of each step since the last progress line."""
+
+    def __post_init__(self) -> None:
+        """Make the optimiser over what learns."""
+        self.parameters = [parameter for parameter in self.model.unet.parameters() if parameter.requires_grad]
+        fused = self.model.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.options.lr, weight_decay=self.options.weight_decay, fused=fused
+        )
+
+    def announce(self, learned: Sequence[Photo]) -> None:
+        """Print what follows from the options, once."""
+        per_step = self.options.batch_size * self.options.grad_accumulation
+        sizes = sorted({photo.bucket for photo in learned})
+        print(
+            f"{len(learned)} images in {len(sizes)} buckets ({', '.join(f'{w}×{h}' for w, h in sizes[:8])}),"
+            f" {sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {len(export.layers(self.model.unet))} layers,"
+            f" {self.options.steps} steps of {per_step} = {self.options.steps * per_step / len(learned):.1f} views of each image,"
+            f" on {self.model.device} in {str(self.model.dtype).removeprefix('torch.')}",
+            flush=True,
+        )
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint that verifies, if there is one."""
+        found = checkpoint.newest(self.options.output_dir / "checkpoints")
+        if found is None:
+            return
+        state = found.state()
+        checkpoint.check_same(state["identity"], self.identity, found.path)
+        set_peft_model_state_dict(self.model.unet, found.tensors("adapter"))
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in found.tensors("optimizer").items():
+            index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step = found.step
+        self.validations = {int(step): loss for step, loss in state["validations"].items()}
+        print(f"resumed at step {self.step} from {found.path.name}", flush=True)
+        if self.step > self.options.steps:
+            raise BadInput(f"{found.path} is past --steps {self.options.steps}; ask for more steps or use another --output")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step unless it is there."""
+        folder = self.options.output_dir / "checkpoints"
+        path = folder / checkpoint.name_of(self.step)
+        if path.is_dir() and not checkpoint.fault(path):
+            return
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {
+            "adapter": get_peft_model_state_dict(self.model.unet),
+            "optimizer": {f"{index}.{name}": value for index, entry in moments.items() for name, value in entry.items()},
+        }
+        checkpoint.save(folder, self.step, tensors, {"identity": self.identity, "validations": self.validations})
+        checkpoint.prune(folder, self.options.keep_checkpoints)
+        print(f"checkpoint {path.name}", flush=True)
+
+    def loop(self, sampler: Sampler, stopping: Callable[[], None]) -> None:
+        """Alternate between looking at the model and one step, until the last step was looked at."""
+        try:
+            while True:
+                stopping()
+                self.look(sampler, stopping)
+                if self.step == self.options.steps:
+                    return
+                self.advance()
+        except BaseException as reason:
+            # Asked to stop: keep the work. Anything else broke within a step, and its half state must not be kept.
+            if getattr(reason, "keeps_work", False):
+                self.save()
+            raise
+
+    def look(self, sampler: Sampler, stopping: Callable[[], None]) -> None:
+        """Progress line, checkpoint, validation and samples, where they are due."""
+        first, last = self.step == 0, self.step == self.options.steps
+        if self.since_log and (last or self.step % self.options.log_every == 0):
+            self.report()
+        if last or (not first and due(self.step, self.options.checkpoint_every)):
+            self.save()
+        if (first or last or due(self.step, self.options.val_every)) and self.step not in self.validations:
+            stopping()
+            self.validations[self.step] = validation_loss(self.model, self.cache, self.watched, self.options.seed)
+            print(f"validation step {self.step} loss {self.validations[self.step]:.4f}", flush=True)
+            self.record({"val_loss": self.validations[self.step]})
+        if sampler.prompts and (last or due(self.step, self.options.sample_every)):
+            sampler.write(self.model, self.step, stopping)
+
+    def advance(self) -> None:
+        """One optimiser step."""
+        started = time.monotonic()
+        options, rate = self.options, learning_rate(self.options, self.step)
+        total = torch.zeros((), device=self.model.device)
+        for position in range(self.step * options.grad_accumulation, (self.step + 1) * options.grad_accumulation):
+            loss = (
+                training_loss(self.model, self.cache, self.order.batch(position), options, position) / options.grad_accumulation
+            )
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, options.clip or math.inf)
+        if not math.isfinite(float(total + norm)):
+            raise NotANumber(
+                f"at step {self.step + 1} the loss is {float(total)} and the gradient's norm {float(norm)}; nothing of this step was kept:"
+                " lower --lr, add --warmup, or check the images of this run"
+            )
+        for entry in self.optimizer.param_groups:
+            entry["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.since_log.append((float(total), time.monotonic() - started))
+
+    def report(self) -> None:
+        """The progress line and its metrics: mean loss and speed since the last one."""
+        count = len(self.since_log)
+        loss, seconds = (sum(column) for column in zip(*self.since_log, strict=True))
+        self.since_log.clear()
+        speed, rate = count / seconds, learning_rate(self.options, self.step - 1)
+        eta = (self.options.steps - self.step) / speed
+        line = f"step {self.step}/{self.options.steps} loss {loss / count:.4f} lr {rate:.1e} {speed:.2f} steps/s eta {eta:.0f} s"
+        print(line, flush=True)
+        self.record({"loss": loss / count, "lr": rate, "speed_steps_per_s": round(speed, 4), "eta_s": round(eta, 1)})
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Append one line of metrics; a resumed training may repeat lines after its checkpoint, with the same values."""
+        self.options.metrics_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.options.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({"step": self.step, **values, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}) + "\n"
+            )
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is due now."""
+    return every > 0 and step % every == 0
+
+
+def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
+    """Write the LoRA in both formats, read both back, and say what was made."""
+    options, final = run.options, run.options.output_dir / "final"
+    metadata = export.kohya_metadata(options, learned, base.name, run.model.prediction)
+    files = export.write(run.model.unet, final, options.name, metadata)
+    export.verify(run.model.unet, *files)
+    summary = {
+        "name": options.name,
+        "files": {file.name: {"size": file.stat().st_size, "sha256": checkpoint.sha256(file)} for file in files},
+        "steps": run.step,
+        "images": len(learned),
+        "val_loss": {str(step): loss for step, loss in sorted(run.validations.items())},
+        "base": {"name": base.name, "digest": base.digest},
+        "dataset_digest": run.identity["dataset"],
+        "device": str(run.model.device),
+        "dtype": run.identity["dtype"],
+        "options": asdict(options),
+        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft)}
+        | {"python": platform.python_version()},
+    }
+    export.write_atomically(final / "training.json", (json.dumps(summary, indent=2) + "\n").encode())
+    losses = [loss for _, loss in sorted(run.validations.items())]
+    print(f"done: {files[0]} and {files[1].name}, validation loss {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)
