@@ -1,4 +1,4 @@
-"""Virtual environments of the servers that tests talk to; `python -m tests.support.venvs` makes them ready.
+"""Virtual environments of the servers that tests talk to.
 
 The servers are other people's programs, one of them under the GPL: each lives in an environment of its own, runs as a separate
 process, and is never imported or shipped.
@@ -46,8 +46,3 @@ def prepare(name: str) -> None:
     install = [str(target / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "-r", str(_PINS / f"{name}.txt")]
     subprocess.run(install, check=True, env=ORIGINAL)
     (target / "ready").touch()
-
-
-if __name__ == "__main__":
-    for each in NAMES:
-        prepare(each)

@@ -1,0 +1,58 @@
+# What people and continuous integration call; every target sets up what it needs, quickly when nothing has changed.
+#
+#   make demo    train a LoRA on real photographs, with a tiny base model, on this machine
+#   make test    pass every test this machine can run, and tell which suites were left out and why
+#
+# Set TESTS to run a part: make test TESTS="tests/unit -k lifecycle"
+
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?= tests
+DEMO := demo-output
+# Two cores are shared by the worker, its host and PyTorch here: idle threads must not spin.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help setup servers demo test check format bench docs clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,mongo,s3,docker,dev]'
+	@touch $@
+
+# Programs that tests talk to, each in an environment of its own outside the checkout, and the disk image of container hosts.
+servers: setup
+	@$(BIN)/python -m tests.support.prepare
+
+test: setup servers
+	$(BIN)/pytest $(TESTS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	.ci/shellcheck
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: setup $(DEMO)/tiny-sdxl/model_index.json
+	$(BIN)/run-training --tool sdxl-lora@1 --driver local --dataset tests/fixtures/muybridge-cat --base $(DEMO)/tiny-sdxl \
+	    --set resolution=64 --set steps=60 --set network_dim=4
+
+$(DEMO)/tiny-sdxl/model_index.json: scripts/make_tiny_sdxl.py
+	$(BIN)/python scripts/make_tiny_sdxl.py $(DEMO)/tiny-sdxl
+
+bench: setup
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(DEMO) dist build .mypy_cache .ruff_cache .import_linter_cache
