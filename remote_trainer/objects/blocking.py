@@ -9,10 +9,15 @@ import asyncio
 import hashlib
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from remote_trainer.errors import Incomplete
 from remote_trainer.ports import Progress
+
+T = TypeVar("T")
 
 BLOCK = 1 << 20
 
@@ -37,6 +42,21 @@ class Watch:
             raise GivenUp
         if self._progress:
             self._loop.call_soon_threadsafe(self._progress, done, total)
+
+
+class Threads:
+    """A store's own few threads: the loop's common ones must stay free for others while a store is slow."""
+
+    def __init__(self, most: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="objects")
+
+    async def run(self, watch: Watch, work: Callable[[], T]) -> T:
+        """Return what the work returns. On cancellation the watch ends the work, which still cleans up behind itself."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except asyncio.CancelledError:
+            watch.give_up()
+            raise
 
 
 def digest_of(path: Path, watch: Watch) -> str:

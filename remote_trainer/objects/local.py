@@ -8,7 +8,6 @@ Rules for editing: temp, fsync, rename, then fsync of the folder for everything 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import hashlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from remote_trainer.errors import Conflict, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
-from remote_trainer.objects.blocking import BLOCK, Watch, digest_of, move, size_of, sync
+from remote_trainer.objects.blocking import BLOCK, Threads, Watch, digest_of, move, size_of, sync
 from remote_trainer.objects.keys import check_key, folder_prefix
 from remote_trainer.ports import Progress, StoredObject
 
@@ -34,6 +33,7 @@ class LocalObjects:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
+        self._threads = Threads()
 
     async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
         watch = Watch(progress)
@@ -70,12 +70,9 @@ class LocalObjects:
         return f"folder {self._root}, writable, {free / 1e9:.1f} GB free"
 
     async def _threaded(self, watch: Watch, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread; end it when nobody waits for it any more; name every disk error, once."""
+        """Run work in a thread and name every disk error."""
         try:
-            return await asyncio.to_thread(work)
-        except asyncio.CancelledError:
-            watch.give_up()
-            raise
+            return await self._threads.run(watch, work)
         except OSError as error:
             raise self._translate(error) from error
 

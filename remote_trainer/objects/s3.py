@@ -1,0 +1,351 @@
+"""A bucket of Amazon S3, Cloudflare R2, MinIO or anything that speaks their protocol, by boto3.
+
+What all of them keep is used, nothing else: our SHA-256 as user metadata (their own checksums differ from server to server, and
+boto3's default ones travel as a trailer that several refuse or store into the object), Content-MD5 on each request so that the
+server checks what arrived, parts of equal size, deletes one by one.
+
+An object appears whole or not at all: a small one is hashed before it is sent in one request, a large one while its parts are
+sent, and its upload is aborted unless the digest agrees. An upload left behind by a process that was killed is aborted when the
+same key is put again.
+
+Rules for editing: boto3 is imported here only; its errors are named in ``_translate`` only; everything below the line runs in
+threads. Credentials never enter a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import math
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from remote_trainer.errors import ConfigError, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
+from remote_trainer.objects.blocking import BLOCK, Threads, Watch, move, size_of
+from remote_trainer.objects.keys import check_key, folder_prefix
+from remote_trainer.ports import Progress, StoredObject
+
+try:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+except ImportError as error:
+    raise ConfigError("s3:// needs the s3 extra: pip install 'remote-trainer[s3]'") from error
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+    from remote_trainer.config import S3Settings
+
+T = TypeVar("T")
+
+PART = 16 << 20  # bytes; also the size up to which one request does
+_MOST_PARTS = 10_000
+_PARTS_AT_ONCE = 8  # over all files: bounds memory at 8 parts
+_PAGE = 1000
+_REREAD = 1 << 20  # up to this size verify reads the object again
+_RESUMES = 5
+_LONGEST_LINK_S = 7 * 24 * 3600
+
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+_REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "Unauthorized", "Forbidden"}
+
+
+class _Refused(ObjectsUnavailable):
+    """The store answers and says no: somebody must correct a setting there or here."""
+
+
+class S3Objects:
+    """Objects below ``prefix`` of a bucket; opens no connection until asked for something."""
+
+    def __init__(self, bucket: str, prefix: str, settings: S3Settings) -> None:
+        if not bucket:
+            raise ConfigError("objects names no bucket: expected s3://bucket/prefix")
+        self._bucket, self._prefix = bucket, folder_prefix(prefix)
+        self._where = f"s3://{bucket}/{self._prefix}" + (f" at {settings.endpoint}" if settings.endpoint else "")
+        self._client = _client(settings)
+        self._threads = Threads()
+        self._senders = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="parts")
+        self._parts = threading.BoundedSemaphore(_PARTS_AT_ONCE)
+
+    async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
+        watch, size = Watch(progress), size_of(path)
+        known = await self.head(key)
+        if known and (known.size, known.sha256) == (size, sha256):
+            return known
+        send = self._put_whole if size <= PART else self._put_parts
+        return await self._threaded(watch, lambda: send(key, path, sha256, watch))
+
+    async def get(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> None:
+        watch = Watch(progress)
+        await self._threaded(watch, lambda: self._get(key, path, sha256, watch))
+
+    async def head(self, key: str) -> StoredObject | None:
+        return await self._threaded(Watch(), lambda: self._head(key))
+
+    async def verify(self, key: str, *, size: int, sha256: str) -> None:
+        """Compare size and digest as noted when the server checked the bytes; small or foreign objects are read again."""
+        watch = Watch()
+        await self._threaded(watch, lambda: self._verify(key, size, sha256, watch))
+
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
+        below, after = folder_prefix(prefix), ""
+        while True:
+            keys, after = await self._threaded(Watch(), partial(self._page, below, after))
+            for found in await asyncio.gather(*map(self.head, keys)):  # a listing does not tell digests
+                if found:  # None: removed since
+                    yield found
+            if not after:
+                return
+
+    async def delete(self, key: str) -> None:
+        await self._threaded(Watch(), lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
+
+    async def presign(self, key: str, *, expires_s: int) -> str:
+        """Return a link that works for at most seven days."""
+        if await self.head(key) is None:
+            raise NotFound(f"no object {key} in {self._where}")
+        parameters = {"Bucket": self._bucket, "Key": self._key(key)}
+        expires = min(expires_s, _LONGEST_LINK_S)
+        return await self._threaded(
+            Watch(), lambda: self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=expires)
+        )
+
+    async def check(self) -> str:
+        try:
+            await self._threaded(Watch(), self._probe)
+        except _Refused as error:
+            raise ConfigError(str(error)) from error
+        return f"{self._where}: written, read and deleted"
+
+    async def _threaded(self, watch: Watch, work: Callable[[], T]) -> T:
+        try:
+            return await self._threads.run(watch, work)
+        except (ClientError, BotoCoreError) as error:
+            raise self._translate(error) from error
+        except OSError as error:
+            raise ObjectsUnavailable(
+                f"a local file for {self._where} cannot be used ({error}): check disk space and rights"
+            ) from error
+
+    def _translate(self, error: ClientError | BotoCoreError) -> Exception:
+        if isinstance(error, ClientError):
+            code, doing = _code(error), error.operation_name
+            if code in _DAMAGED:
+                return DigestMismatch(f"{self._where}: bytes were damaged on the way ({code}): it is sent again")
+            if code in _REFUSED:
+                return _Refused(
+                    f"{self._where} refuses {doing} ({code}): check the bucket's name, the key, its secret and its rights"
+                )
+            return ObjectsUnavailable(f"{self._where}: {doing} failed ({code}); it is tried again")
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return _Refused(f"{self._where}: no credentials: set s3.key_id and s3.secret_key")
+        return ObjectsUnavailable(f"{self._where} cannot be reached ({error}); it is tried again")
+
+    # ------------------------------------------------------------------------------------------- in a thread, below here
+
+    def _key(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _head(self, key: str) -> StoredObject | None:
+        try:
+            reply = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return None
+            raise
+        return StoredObject(key=key, size=reply["ContentLength"], sha256=reply["Metadata"].get("sha256", ""))
+
+    def _put_whole(self, key: str, path: Path, sha256: str, watch: Watch) -> StoredObject:
+        data = path.read_bytes()
+        _agree(path, hashlib.sha256(data).hexdigest(), sha256)
+        watch(0, len(data))
+        self._client.put_object(
+            Bucket=self._bucket, Key=self._key(key), Body=data, ContentMD5=_md5(data), Metadata={"sha256": sha256}
+        )
+        watch(len(data), len(data))
+        return StoredObject(key=key, size=len(data), sha256=sha256)
+
+    def _put_parts(self, key: str, path: Path, sha256: str, watch: Watch) -> StoredObject:
+        self._abort_stale(key)
+        name = self._key(key)
+        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=name, Metadata={"sha256": sha256})["UploadId"]
+        try:
+            size, found, parts = self._send_parts(name, upload, path, watch)
+            _agree(path, found, sha256)
+            self._client.complete_multipart_upload(
+                Bucket=self._bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except BaseException:
+            with suppress(ClientError, BotoCoreError):  # the next put of this key tries again
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload)
+            raise
+        return StoredObject(key=key, size=size, sha256=sha256)
+
+    def _send_parts(self, name: str, upload: str, path: Path, watch: Watch) -> tuple[int, str, Sequence[CompletedPartTypeDef]]:
+        """Send all parts, several at once, hashing in order; returns size, digest and the parts' receipts."""
+        total, digest, sent, running = size_of(path), hashlib.sha256(), 0, list[Future[CompletedPartTypeDef]]()
+        length = max(PART, math.ceil(total / _MOST_PARTS / BLOCK) * BLOCK)
+        try:
+            with path.open("rb") as file:
+                for number, data in enumerate(self._read(file, length), 1):
+                    digest.update(data)
+                    running.append(self._senders.submit(self._send, name, upload, number, data))
+                    running[-1].add_done_callback(lambda _: self._parts.release())
+                    sent += len(data)
+                    for failed in (each for each in running if each.done() and each.exception()):
+                        failed.result()
+                    watch(sent, total)
+            return sent, digest.hexdigest(), [each.result() for each in running]
+        finally:  # an abort must come after the last part
+            for each in running:
+                each.cancel()
+            wait(running)
+
+    def _read(self, file: BinaryIO, length: int) -> Iterator[bytes]:
+        """Yield the file's parts, each once there is room for it in memory; whoever takes it gives the room back."""
+        while True:
+            self._parts.acquire()
+            data = b""
+            try:
+                data = file.read(length)
+            finally:
+                if not data:
+                    self._parts.release()
+            if not data:
+                return
+            yield data
+
+    def _send(self, name: str, upload: str, number: int, data: bytes) -> CompletedPartTypeDef:
+        reply = self._client.upload_part(
+            Bucket=self._bucket, Key=name, UploadId=upload, PartNumber=number, Body=data, ContentMD5=_md5(data)
+        )
+        return {"PartNumber": number, "ETag": reply["ETag"]}
+
+    def _abort_stale(self, key: str) -> None:
+        """End uploads of this key that a killed process left; they are invisible and cost storage."""
+        name = self._key(key)
+        found = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name)
+        for upload in found.get("Uploads", ()):
+            if upload["Key"] == name:
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload["UploadId"])
+
+    def _get(self, key: str, path: Path, sha256: str, watch: Watch) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid.uuid4().hex}")
+        digest = hashlib.sha256()
+        try:
+            with temporary.open("xb") as file:
+                for block in self._blocks(key, watch):
+                    digest.update(block)
+                    file.write(block)
+            if digest.hexdigest() != sha256:
+                raise DigestMismatch(
+                    f"object {key} has SHA-256 {digest.hexdigest()}, expected was {sha256}: the stored copy is damaged"
+                )
+            move(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _blocks(self, key: str, watch: Watch) -> Iterator[bytes]:
+        """Yield the object's bytes; a stream that breaks is taken up where it ended."""
+        name, done, total, etag, breaks = self._key(key), 0, 1, "", 0
+        while done < total:
+            try:
+                if done:
+                    reply = self._client.get_object(Bucket=self._bucket, Key=name, Range=f"bytes={done}-", IfMatch=etag)
+                else:  # a range of an empty object is an error
+                    reply = self._client.get_object(Bucket=self._bucket, Key=name)
+                total, etag = done + reply["ContentLength"], reply["ETag"]
+                for block in reply["Body"].iter_chunks(BLOCK):
+                    done += len(block)
+                    watch(done, total)
+                    yield block
+            except ClientError as error:
+                if _code(error) in _ABSENT:
+                    raise NotFound(f"no object {key} in {self._where}") from error
+                raise
+            except BotoCoreError:
+                breaks += 1
+                if breaks > _RESUMES:
+                    raise
+
+    def _verify(self, key: str, size: int, sha256: str, watch: Watch) -> None:
+        known = self._head(key)
+        if known is None:
+            raise Incomplete(f"object {key} is not in {self._where}: it was removed since it was put there")
+        found = known.sha256
+        if known.size == size and (size <= _REREAD or not found):
+            digest = hashlib.sha256()
+            for block in self._blocks(key, watch):
+                digest.update(block)
+            found = digest.hexdigest()
+        if (known.size, found) != (size, sha256):
+            raise DigestMismatch(
+                f"object {key} in {self._where} has {known.size} bytes, SHA-256 {found}; expected were {size}, {sha256}: "
+                "the stored copy is damaged or was replaced"
+            )
+
+    def _page(self, below: str, after: str) -> tuple[Sequence[str], str]:
+        """Return a page of keys, and what to ask on with; empty at the end."""
+        reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + below, MaxKeys=_PAGE, StartAfter=after)
+        names = [each["Key"] for each in reply.get("Contents", ())]
+        # A name that ends in a slash is a folder that some console made.
+        keys = [name.removeprefix(self._prefix) for name in names if not name.endswith("/")]
+        return keys, names[-1] if names and reply["IsTruncated"] else ""
+
+    def _probe(self) -> None:
+        key, data = self._key(f".check-{uuid.uuid4().hex}"), b"check"
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentMD5=_md5(data))
+        try:
+            found = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        finally:
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+        if found != data:
+            raise ObjectsUnavailable(f"{self._where} returns other bytes than were put: it does not keep objects as they are")
+
+
+def _client(settings: S3Settings) -> S3Client:
+    if settings.ca_bundle and not settings.ca_bundle.is_file():
+        raise ConfigError(f"s3.ca_bundle: {settings.ca_bundle} is not there")
+    secret = settings.secret_key.get_secret_value()
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint or None,
+        region_name=settings.region,
+        aws_access_key_id=settings.key_id or None,
+        aws_secret_access_key=secret or None,
+        verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+        config=Config(
+            signature_version="s3v4",
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if settings.path_style else "auto"},
+            retries={"mode": "standard", "total_max_attempts": 4},
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=_PARTS_AT_ONCE + 8,
+        ),
+    )
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _agree(path: Path, found: str, announced: str) -> None:
+    if found != announced:
+        raise DigestMismatch(f"{path} has SHA-256 {found}, announced was {announced}: it changed, or the copy is damaged")
