@@ -1,0 +1,70 @@
+"""What both stores do alike with records: cutting log chunks, times, cursors, export.
+
+Rules for editing: pure, or through the Store port; nothing of a particular database.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from remote_trainer.document import to_document
+from remote_trainer.errors import ConfigError, InvariantBroken
+from remote_trainer.model import JobId, LogChunk, Phase
+from remote_trainer.ports import Store
+
+OPEN_PHASES = tuple(phase.value for phase in Phase if not phase.terminal)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def new_part(job_id: JobId, chunk: LogChunk, size: int) -> bytes:
+    """Return what of a chunk is new to a stream of ``size`` bytes; InvariantBroken if bytes are missing between."""
+    if chunk.offset > size:
+        raise InvariantBroken(
+            f"job {job_id}: log {chunk.stream} ends at byte {size}, the next chunk begins at {chunk.offset}: bytes are missing"
+        )
+    return chunk.data[size - chunk.offset :]
+
+
+def microseconds(time: datetime) -> int:
+    """Return an aware time as whole microseconds since the epoch: orders exactly, unlike text or floats."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_seconds(seconds: float | None) -> datetime | None:
+    """Return the aware time of a number of seconds since the epoch."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def cursor(created_us: int, job_id: str) -> str:
+    """Return the page cursor that points behind a job."""
+    return f"{created_us}-{job_id}"
+
+
+def parse_cursor(text: str) -> tuple[int, str]:
+    """Return what `cursor` was made of."""
+    created_us, _, job_id = text.partition("-")
+    if not created_us.isdecimal() or not job_id:
+        raise ConfigError(f"{text!r} is not a page cursor: give the one that came with the page before")
+    return int(created_us), job_id
+
+
+async def records_of(store: Store, job_id: JobId) -> AsyncIterator[Mapping[str, Any]]:
+    """Yield a job's events, logs and metrics for an export."""
+    after = 0
+    while events := await store.events(job_id, after=after):
+        after = events[-1].seq
+        for event in events:
+            yield {"kind": "event", "job": job_id, **to_document(event)}
+    for stream in await store.log_streams(job_id):
+        offset = 0
+        while data := await store.read_log(job_id, stream, offset=offset):
+            yield {"kind": "log", "job": job_id, "stream": stream, "offset": offset, "data": base64.b64encode(data).decode()}
+            offset += len(data)
+    after = 0
+    while metrics := await store.metrics(job_id, after=after):
+        after = metrics[-1][0]
+        for seq, metric in metrics:
+            yield {"kind": "metric", "job": job_id, "seq": seq, **to_document(metric)}
