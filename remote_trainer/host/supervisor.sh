@@ -49,11 +49,14 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 flag() { if have "$1"; then say 1; else say 0; fi; }
 
-# For tests only: RT_FP=NAME kills this process at the point NAME, RT_FP=NAME+SECONDS stalls it there. Inert otherwise.
+# For tests only: RT_FP=NAME kills this process at the point NAME; RT_FP=NAME@FILE makes FILE.reached there and waits for FILE.
 fail_point() {
     case ${RT_FP:-} in
         "$1") kill -9 $$ ;;
-        "$1+"*) sleep "${RT_FP#*+}" ;;
+        "$1@"*)
+            true >"${RT_FP#*@}.reached"
+            until [ -e "${RT_FP#*@}" ]; do sleep 0.02; done
+            ;;
     esac
 }
 
@@ -657,7 +660,7 @@ watch_lease() { # SECONDS
     _last=''
     read_uptime
     _since=$UPTIME
-    while sleep 2; do
+    while sleep 1; do
         [ -e "$ATTEMPT/exit" ] && return
         _lease=$(changed_at "$JOB/lease")
         read_uptime
@@ -696,8 +699,8 @@ verb___command() { # JOB STEP FENCE NONCE
     # Under memory pressure the step goes, not the supervisor that has to tell about it.
     { echo 300 >/proc/self/oom_score_adj; } 2>/dev/null
     umask 022
-    unset RT_FP
     fail_point child.exec
+    unset RT_FP
     exec sh -c "$STEP_SHELL" step "$ATTEMPT" "$STEP/cmd"
 }
 
