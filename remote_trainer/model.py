@@ -365,6 +365,7 @@ class Job:
     inputs: tuple[Input, ...] = ()
     limits: Limits = Limits()
     priority: int = 0  # higher first
+    retry_of: JobId | None = None  # an earlier job whose checkpoints may be resumed from
     schema: int = SCHEMA
 
     phase: Phase = Phase.QUEUED

@@ -25,8 +25,8 @@ class Policy:
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
     lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
-    retry_base_s: float = 1.0
-    retry_max_s: float = 60.0
+    retry_base_s: float = 0.25
+    retry_max_s: float = 30.0
     unreachable_note_s: float = 10.0  # silence for that long is worth telling the user
 
 

@@ -1,0 +1,213 @@
+"""The long-lived worker: takes jobs it has room for, keeps their leases, drives each in its own task, and drains when told to.
+
+Side tasks are named; if one dies the worker stops, since a worker without heartbeat or writer must not act. A drain stops claiming, lets
+running saves finish and gives the leases back; what runs on hosts goes on and is adopted by the next worker.
+
+Rules for editing: no job's state is looked at here. Everything about one job is in ``runner``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from remote_trainer import log
+from remote_trainer.errors import LeaseLost, RemoteTrainerError, StoreUnavailable
+from remote_trainer.model import JobId, Lease, Token
+from remote_trainer.policy import backoff_s
+from remote_trainer.worker.identity import holder, is_dead
+from remote_trainer.worker.notify import notify, watchdog_s
+from remote_trainer.worker.runner import JobRunner
+from remote_trainer.worker.shop import Shop
+
+_log = log.get()
+
+#: Wakes of the store within that time are answered together: another worker's writes wake us too.
+_WAKE_GAP_S = 0.02
+
+
+class Worker:
+    """Drives jobs of one store. ``run`` returns when ``stop`` was called and everything is given back."""
+
+    def __init__(self, shop: Shop, *, lease_s: float, max_jobs: int, name: str | None = None) -> None:
+        self._shop, self._lease_s, self._max_jobs = shop, lease_s, max_jobs
+        self.name = name or holder()
+        self._runners: dict[JobId, JobRunner] = {}
+        self._tasks: dict[JobId, asyncio.Task[None]] = {}
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin to drain. Idempotent."""
+        self._stopping.set()
+
+    async def run(self, *, until_idle_s: float | None = None) -> None:
+        """Work until stopped, or until there was nothing to do for ``until_idle_s``."""
+        await self._evict_dead()
+        sides = {
+            asyncio.create_task(self._shop.writer.run(), name="writer"),
+            asyncio.create_task(self._heartbeat(), name="heartbeat"),
+            asyncio.create_task(self._intake(), name="intake"),
+            asyncio.create_task(self._wakes(), name="wakes"),
+        }
+        if (every := watchdog_s()) is not None:
+            sides.add(asyncio.create_task(self._watchdog(every), name="watchdog"))
+        if until_idle_s is not None:
+            sides.add(asyncio.create_task(self._stop_when_idle(until_idle_s), name="idle"))
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        notify("READY=1", "STATUS=working")
+        _log.info("training.worker", action="started", holder=self.name, max_jobs=self._max_jobs)
+        try:
+            done, _ = await asyncio.wait({*sides, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()  # a side task never ends by itself but with an error, save the idle one, which calls stop()
+        finally:
+            notify("STOPPING=1", "STATUS=draining")
+            await asyncio.shield(self._drain(sides, stopping))
+
+    # -- taking jobs
+
+    async def _evict_dead(self) -> None:
+        """Let leases of processes of this machine that are provably dead run out at once."""
+        for name in await self._shop.store.holders():
+            if name != self.name and is_dead(name):
+                freed = await self._shop.store.evict(name)
+                _log.info("training.worker", action="evicted_dead_worker", holder=name, jobs=freed)
+
+    async def _wakes(self) -> None:
+        """Turn the store's change feed into ticks; a broken feed is opened again."""
+        failures = 0
+        while True:
+            try:
+                async for _ in self._shop.store.watch():
+                    failures = 0
+                    self._changed.set()
+                    await self._shop.clock.sleep(_WAKE_GAP_S)
+            except StoreUnavailable as error:
+                failures += 1
+                _log.warning("training.worker", action="feed_broken", error=str(error))
+            await self._shop.clock.sleep(backoff_s(failures, base_s=0.1, max_s=5.0))
+
+    async def _intake(self) -> None:
+        """Claim while there is room; look for wishes to cancel. Woken by the feed, and now and then for leases that ran out."""
+        while True:
+            self._changed.clear()
+            try:
+                await self._claim()
+                if self._runners:
+                    await self._renew()
+            except StoreUnavailable as error:
+                _log.warning("training.worker", action="store_unavailable", error=str(error))
+                await self._shop.clock.sleep(0.5)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(1.0, self._lease_s / 3)):
+                    await self._changed.wait()
+
+    async def _claim(self) -> None:
+        room = self._max_jobs - len(self._runners)
+        if room <= 0:
+            return
+        for lease in await self._shop.store.claim(self.name, lease_s=self._lease_s, limit=room):
+            self._adopt(lease)
+
+    def _adopt(self, lease: Lease) -> None:
+        job_id = lease.job.id
+        try:
+            driver = self._shop.driver(lease.job.driver, lease.job.driver_options)
+        except RemoteTrainerError as error:
+            _log.error("training.worker", action="no_driver", job=job_id, error=str(error))
+            return  # the lease runs out by itself: a worker that knows the driver may be there
+        runner = JobRunner(lease, self._shop, driver)
+        self._runners[job_id] = runner
+        self._tasks[job_id] = asyncio.create_task(self._drive(runner), name=f"job:{job_id}")
+
+    async def _drive(self, runner: JobRunner) -> None:
+        job_id = runner.job.id
+        try:
+            await runner.run()
+            await self._shop.store.release({job_id: runner.token})
+        except LeaseLost as error:
+            _log.info("training.worker", action="lease_lost", job=job_id, reason=str(error))
+        except StoreUnavailable as error:
+            _log.warning("training.worker", action="release_failed", job=job_id, error=str(error))
+        except RemoteTrainerError as error:
+            # A bug, or a document we must not touch: stay the holder, so that nobody repeats it, and leave everything as it is.
+            _log.error("training.worker", action="job_parked", job=job_id, error=str(error))
+            await self._stopping.wait()
+        finally:
+            self._runners.pop(job_id, None)
+            self._tasks.pop(job_id, None)
+            self._changed.set()
+
+    # -- keeping them
+
+    async def _heartbeat(self) -> None:
+        """Renew all leases at a third of their time; drop every job when that failed for a whole one."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while True:
+            await self._shop.clock.sleep(self._lease_s / 3)
+            began = loop.time()
+            if not self._runners:
+                renewed = began
+                continue
+            try:
+                async with asyncio.timeout(self._lease_s / 3):
+                    await self._renew()
+                renewed = began
+            except (StoreUnavailable, TimeoutError) as error:
+                _log.warning("training.worker", action="renew_failed", error=str(error) or "timeout")
+                if loop.time() - renewed >= self._lease_s:
+                    self._fence_self()
+
+    async def _renew(self) -> None:
+        mine: dict[JobId, Token] = {job_id: runner.token for job_id, runner in self._runners.items()}
+        renewal = await self._shop.store.renew(self.name, mine, lease_s=self._lease_s)
+        for job_id in mine:
+            if job_id not in renewal.held and (task := self._tasks.get(job_id)) is not None and job_id in self._runners:
+                if self._runners[job_id].token == mine[job_id] and not self._runners[job_id].job.phase.terminal:
+                    task.cancel()
+            elif job_id in renewal.cancelling and (runner := self._runners.get(job_id)) is not None:
+                runner.cancel_wished()
+
+    def _fence_self(self) -> None:
+        """Our leases ran out by our own clock: somebody else may act now, so we must not."""
+        _log.error("training.worker", action="fenced_self", jobs=len(self._tasks))
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _watchdog(self, every_s: float) -> None:
+        while True:
+            notify("WATCHDOG=1", f"STATUS={len(self._runners)} jobs")
+            await self._shop.clock.sleep(every_s)
+
+    async def _stop_when_idle(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while loop.time() - since < seconds:
+            if self._runners:
+                since = loop.time()
+            await self._shop.clock.sleep(min(1.0, seconds / 4))
+        self.stop()
+
+    # -- letting go
+
+    async def _drain(self, sides: set[asyncio.Task[None]], stopping: asyncio.Task[bool]) -> None:
+        mine = {job_id: runner.token for job_id, runner in self._runners.items()}
+        self._stopping.set()
+        for task in [*self._tasks.values(), *(side for side in sides if side.get_name() != "writer")]:
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        stopping.cancel()
+        for side in sides:
+            side.cancel()
+        await asyncio.gather(*sides, stopping, return_exceptions=True)
+        try:
+            await self._shop.writer.flush()
+            await self._shop.store.release(mine)
+        except StoreUnavailable as error:
+            _log.warning("training.worker", action="release_failed", error=str(error))
+        await self._shop.close()
+        _log.info("training.worker", action="stopped", given_back=len(mine))

@@ -1,0 +1,274 @@
+"""Carries out effects: the only place where a job's wishes meet driver, host, store and object store.
+
+Rules for editing: one method per effect, each idempotent; what was found goes into ``Seen`` through ``observe``; errors go up untouched
+(``trouble.judge`` knows what they mean). No phase is decided here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol, assert_never
+
+from remote_trainer import effects as fx
+from remote_trainer.errors import HostLacks, InvariantBroken, NotFound, Permanent
+from remote_trainer.host.client import SupervisedHost
+from remote_trainer.model import (
+    Attempt,
+    Checkpoint,
+    HostFacts,
+    Job,
+    LogChunk,
+    Metric,
+    Plan,
+    StepRun,
+    StepState,
+    Token,
+    log_stream,
+)
+from remote_trainer.policy import choose_offer, deadline
+from remote_trainer.ports import Change, Driver, Spec, StepSpec, StepStatus
+from remote_trainer.worker.collect import Collector, newest_checkpoint
+from remote_trainer.worker.follow import LogCopy
+from remote_trainer.worker.metrics import read_json_line
+from remote_trainer.worker.script import step_script
+from remote_trainer.worker.ship import restore, ship
+from remote_trainer.worker.shop import Shop
+
+_HEALTH_TIMEOUT_S = 120.0
+_DEADMAN_MIN_S = 3600.0  # the host waits at least that long for a worker, and always until the job's own deadline
+
+
+class Patient(Protocol):
+    """The job runner, as far as effects need it."""
+
+    job: Job
+    token: Token
+
+    def observe(self, change: Callable[[fx.Seen], fx.Seen]) -> None: ...
+
+
+class Performer:
+    """Performs the effects of one job."""
+
+    def __init__(self, shop: Shop, driver: Driver, patient: Patient) -> None:
+        self._shop, self._driver, self._patient = shop, driver, patient
+
+    async def perform(self, effect: fx.Effect) -> None:
+        """Carry out one effect; returns when it is fulfilled."""
+        match effect:
+            case fx.ChooseOffer():
+                await self._choose_offer()
+            case fx.Create():
+                await self._create(effect)
+            case fx.FindInstance(label):
+                await self._find_instance(label)
+            case fx.PrepareHost():
+                await self._prepare_host()
+            case fx.FindCheckpoint():
+                await self._find_checkpoint()
+            case fx.ShipInputs():
+                await self._ship(effect)
+            case fx.StartStep(label, key):
+                await self._start_step(label, key)
+            case fx.FollowStep(label, key):
+                await self._follow_step(label, key)
+            case fx.StopStep(label, key, grace_s):
+                host = await self._host()
+                self._saw(key, await host.stop(label, key, self._patient.token, grace_s=grace_s))
+            case fx.CollectOutputs(label, final):
+                await (self._collect_finally(label) if final else self._collect_on(label))
+            case fx.CleanHost(label):
+                await self._clean(label)
+            case fx.Destroy(instance):
+                await self._driver.destroy(instance)
+            case _:
+                assert_never(effect)
+
+    # -- the machine
+
+    async def _choose_offer(self) -> None:
+        job = self._patient.job
+        offers = await self._driver.offers(job.plan.resources)
+        offer = choose_offer(offers, job.plan.resources, job.limits)
+        if offer is None:
+            raise Permanent(
+                f"driver {job.driver} has no machine that fits {job.plan.resources} among {len(offers)} offers: "
+                "ask for less, or use another driver",
+                driver=job.driver,
+                operation="offers",
+            )
+        self._patient.observe(lambda seen: replace(seen, offer=offer))
+
+    async def _create(self, effect: fx.Create) -> None:
+        resources = self._patient.job.plan.resources
+        spec = Spec(image=self._patient.job.plan.image, disk_gb=resources.disk_gb)
+        try:
+            instance = await self._driver.create(effect.offer, spec, effect.label)
+            self._patient.observe(lambda seen: replace(seen, created=instance))
+        finally:
+            self._patient.observe(lambda seen: replace(seen, creating=False))
+
+    async def _find_instance(self, label: str) -> None:
+        asked_at = self._shop.clock.now()
+        found = [one for one in await self._driver.instances(label) if one.label == label]
+        self._patient.observe(lambda seen: replace(seen, instances=tuple(found), instances_at=asked_at))
+
+    async def _host(self) -> SupervisedHost:
+        attempt = self._attempt()
+        if attempt.instance is None:
+            raise InvariantBroken(f"job {self._patient.job.id}: an effect needs a host and there is no instance")
+        return await self._shop.host(self._driver, attempt.instance)
+
+    async def _prepare_host(self) -> None:
+        host = await self._host()
+        facts = await host.bootstrap(secrets.token_hex(8))
+        self._check(facts, host.transport.address)
+        if self._patient.job.plan.health:
+            await self._check_health(host, self._patient.job.plan.health)
+        self._patient.observe(lambda seen: replace(seen, host=facts))
+
+    def _check(self, facts: HostFacts, address: str) -> None:
+        wanted = self._patient.job.plan.resources
+        lacks = [
+            f"{what}: {there:g} there, {need:g} needed"
+            for what, there, need in (
+                ("GPUs", len(facts.gpus), wanted.gpus),
+                ("GPU memory (GB)", min(facts.gpu_mem_mib, default=0) * 2**20 / 10**9, wanted.vram_gb),
+                ("free disk (GB)", facts.disk_free / 10**9, wanted.disk_gb),
+                ("memory (GB)", facts.mem_total / 10**9, wanted.ram_gb),
+            )
+            if there < need
+        ]
+        if lacks:
+            raise HostLacks(f"{address} cannot run {self._patient.job.plan.tool}: {'; '.join(lacks)}")
+
+    async def _check_health(self, host: SupervisedHost, script: str) -> None:
+        done = await host.transport.run(["sh", "-c", script], timeout_s=_HEALTH_TIMEOUT_S)
+        if done.code != 0:
+            words = (done.stderr or done.stdout)[-500:].decode("utf-8", "replace").strip()
+            raise HostLacks(f"{host.transport.address} failed the tool's health check (exit {done.code}): {words}")
+
+    async def _clean(self, label: str) -> None:
+        host = await self._host()
+        await host.clean(label, self._patient.token)
+        self._patient.observe(lambda seen: replace(seen, cleaned=True))
+
+    # -- data
+
+    async def _find_checkpoint(self) -> None:
+        job = self._patient.job
+        found = None
+        if any(output.kind == "checkpoint" for output in job.plan.outputs):
+            for job_id in filter(None, (job.id, job.retry_of)):
+                found = found or await newest_checkpoint(self._shop.objects, job.tenant, job_id)
+        self._patient.observe(lambda seen: replace(seen, resume=found, resume_known=True))
+
+    async def _ship(self, effect: fx.ShipInputs) -> None:
+        host = await self._host()
+        await ship(host, self._patient.job.inputs, self._shop.cache_dir)
+        if effect.restore is not None:
+            await restore(host, effect.label, effect.restore, self._shop.objects, self._shop.spool_dir)
+        self._patient.observe(lambda seen: replace(seen, shipped=True))
+
+    async def _collect_on(self, label: str) -> None:
+        collector = await self._collector(label)
+        while True:
+            await self._shop.clock.sleep(self._shop.collect_interval_s)
+            await self._copy_metrics(label)
+            self._saw_checkpoint((await collector.collect(final=False)).checkpoint)
+
+    async def _collect_finally(self, label: str) -> None:
+        await self._copy_metrics(label)
+        complete = self._attempt().verdict == "succeeded"
+        result = await (await self._collector(label)).collect(final=True, complete=complete)
+        if result.manifest is None:
+            raise InvariantBroken("a final collect returned no manifest")
+        collected = fx.Collected(manifest=result.manifest, missing=tuple(result.missing))
+        self._saw_checkpoint(result.checkpoint)
+        self._patient.observe(lambda seen: replace(seen, collected=collected))
+
+    async def _collector(self, label: str) -> Collector:
+        job = self._patient.job
+        return Collector(
+            host=await self._host(),
+            objects=self._shop.objects,
+            outputs=job.plan.outputs,
+            tenant=job.tenant,
+            job_id=job.id,
+            attempt=self._attempt().number,
+            label=label,
+            spool=self._shop.spool_dir,
+        )
+
+    async def _copy_metrics(self, label: str) -> None:
+        """Copy what the steps appended to their metrics file; whole lines only, from where the store's copy ends."""
+        job = self._patient.job
+        host = await self._host()
+        stream = f"a{self._attempt().number}/{job.plan.metrics_file}"
+        offset = (await self._shop.store.log_streams(job.id)).get(stream, 0)
+        while data := await host.read(label, job.plan.metrics_file, offset=offset):
+            lines, newline, _ = data.rpartition(b"\n")
+            if not newline:
+                return
+            at = self._shop.clock.now()
+            rows = (read_json_line(line) for line in lines.split(b"\n"))
+            metrics = tuple(Metric(at=at, stream=stream, values=values) for values in rows if values)
+            chunk = LogChunk(stream=stream, offset=offset, data=lines + newline)
+            await self._shop.writer.save(Change(job_id=job.id, token=self._patient.token, logs=(chunk,), metrics=metrics))
+            offset += len(chunk.data)
+
+    # -- steps
+
+    async def _start_step(self, label: str, key: str) -> None:
+        job, attempt = self._patient.job, self._attempt()
+        run = self._run(key)
+        step = next(planned for planned in job.plan.steps if planned.name == run.name)
+        spec = StepSpec(
+            key=key,
+            script=step_script(job, attempt, step, run),
+            secrets=self._secrets(job.plan, step.secrets),
+            stop_grace_s=step.stop_grace_s,
+        )
+        end = deadline(job)
+        left = (end - self._shop.clock.now()).total_seconds() if end else 0.0
+        incarnation = attempt.facts.incarnation if attempt.facts else ""
+        host = await self._host()
+        status = await host.start(label, self._patient.token, spec, incarnation=incarnation, deadman_s=max(_DEADMAN_MIN_S, left))
+        self._saw(key, status)
+
+    def _secrets(self, plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in names:
+            try:
+                found[name] = self._shop.find_secret(name)
+            except NotFound as error:
+                raise Permanent(f"{plan.tool} needs the secret {name}: {error}", operation="secrets") from error
+        return found
+
+    async def _follow_step(self, label: str, key: str) -> None:
+        job = self._patient.job
+        stream = log_stream(self._attempt().number, key)
+        offset = (await self._shop.store.log_streams(job.id)).get(stream, 0)
+        tail = await self._shop.store.read_log(job.id, stream, offset=max(0, offset - 4096), limit=4096)
+        copy = LogCopy(self._shop.writer, job.id, self._patient.token, stream, job.plan, self._shop.clock.now)
+        status = await copy.run(await self._host(), label, key, offset, tail)
+        self._patient.observe(lambda seen: seen.with_step(key, status, drained=True))
+
+    def _saw(self, key: str, status: StepStatus) -> None:
+        if status.state is not StepState.UNKNOWN:
+            self._patient.observe(lambda seen: seen.with_step(key, status))
+
+    def _saw_checkpoint(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            self._patient.observe(lambda seen: replace(seen, checkpoint=checkpoint))
+
+    def _run(self, key: str) -> StepRun:
+        return next(run for run in self._attempt().steps if run.key == key)
+
+    def _attempt(self) -> Attempt:
+        attempt = self._patient.job.attempt
+        if attempt is None:
+            raise InvariantBroken(f"job {self._patient.job.id}: an effect needs an attempt and there is none")
+        return attempt

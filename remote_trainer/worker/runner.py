@@ -1,0 +1,202 @@
+"""One job in one worker: decide, save, perform, wait; again on every event.
+
+Rules for editing: nothing here knows a phase. The set of running effect tasks is made equal to the set of wishes; a fulfilled wish is not
+repeated while it stands, a failed one is when the core says so. ``Create`` is never cancelled and never repeated from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from remote_trainer import log
+from remote_trainer.effects import NOTHING_SEEN, Create, Effect, Seen
+from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
+from remote_trainer.lifecycle import Decision, Moment, decide
+from remote_trainer.model import Event, Job, Lease
+from remote_trainer.ports import Change, Driver
+from remote_trainer.worker.perform import Performer
+from remote_trainer.worker.shop import Shop
+from remote_trainer.worker.trouble import judge
+
+_log = log.get()
+
+#: More changes than this in a row without waiting mean that decide() contradicts itself.
+_TICKS_MAX = 200
+
+
+class JobRunner:
+    """Drives one leased job until it ends, the lease is lost, or the worker drains."""
+
+    def __init__(self, lease: Lease, shop: Shop, driver: Driver) -> None:
+        self.job, self.token = lease.job, lease.token
+        self._shop, self._driver = shop, driver
+        self._seen = NOTHING_SEEN
+        self._awake = asyncio.Event()
+        self._tasks: dict[Effect, asyncio.Task[None]] = {}
+        self._fulfilled: set[Effect] = set()
+        self._lost: LeaseLost | None = None
+        self._performer = Performer(shop, driver, self)
+
+    # -- what effects and the worker tell us
+
+    def observe(self, change: Callable[[Seen], Seen]) -> None:
+        """Merge something seen, and tick."""
+        self._seen = change(self._seen)
+        self._awake.set()
+
+    def cancel_wished(self) -> None:
+        """Note the user's wish, as the store holds it."""
+        if self.job.cancel_requested_at is None:
+            self.job = replace(self.job, cancel_requested_at=self._shop.clock.now())
+            self._awake.set()
+
+    @property
+    def seen(self) -> Seen:
+        """Return what this worker has seen of the job."""
+        return self._seen
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Drive the job. Raises LeaseLost when another worker owns it; effects are ended in any case, the host's work goes on."""
+        try:
+            with log.bound(job=self.job.id, token=self.token):
+                while not self.job.phase.terminal:
+                    self._awake.clear()
+                    decision = await self._tick()
+                    self._reconcile(decision.effects)
+                    await self._wait(decision)
+        finally:
+            await self._end_effects()
+
+    async def _tick(self) -> Decision:
+        """Decide and save until nothing changes any more; return the standing wishes."""
+        for _ in range(_TICKS_MAX):
+            if self._lost is not None:
+                raise self._lost
+            decision = decide(self.job, self._moment())
+            if decision.job == self.job:
+                return decision
+            await self._save(decision.job)
+            for effect in decision.effects:
+                if isinstance(effect, Create):
+                    self.observe(lambda seen: replace(seen, creating=True))
+                    self._start(effect)
+        raise InvariantBroken(f"job {self.job.id} in phase {self.job.phase} changes without end; please report this")
+
+    def _moment(self) -> Moment:
+        return Moment(
+            seen=self._seen,
+            now=self._shop.clock.now(),
+            policy=self._shop.policy,
+            abilities=self._driver.abilities,
+            deployment=self._shop.deployment,
+        )
+
+    async def _save(self, job: Job) -> None:
+        events = tuple(_events(self.job, job, self._moment()))
+        await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=job, events=events))
+        # The wish to cancel may have come in between: it is the store's, not ours to overwrite.
+        wished = job.cancel_requested_at or self.job.cancel_requested_at
+        if job.phase is not self.job.phase:
+            _log.info(log.event(job.phase), action="phase", attempt=len(job.attempts), note=job.message or job.note)
+        self.job = replace(job, cancel_requested_at=wished)
+
+    async def _wait(self, decision: Decision) -> None:
+        if self.job.phase.terminal:
+            return
+        timeout = None
+        if decision.wake_at is not None:
+            timeout = max(0.0, (decision.wake_at - self._shop.clock.now()).total_seconds())
+        try:
+            async with asyncio.timeout(timeout):
+                await self._awake.wait()
+        except TimeoutError:
+            return
+
+    # -- effects
+
+    def _reconcile(self, wishes: tuple[Effect, ...]) -> None:
+        self._fulfilled &= set(wishes)
+        for effect, task in list(self._tasks.items()):
+            if effect not in wishes and not isinstance(effect, Create):
+                task.cancel()
+        for effect in wishes:
+            if effect not in self._tasks and effect not in self._fulfilled:
+                self._start(effect)
+
+    def _start(self, effect: Effect) -> None:
+        name = f"{self.job.id}:{type(effect).__name__}"
+        self._tasks[effect] = asyncio.create_task(self._run_effect(effect), name=name)
+
+    async def _run_effect(self, effect: Effect) -> None:
+        kind = type(effect)
+        try:
+            await self._performer.perform(effect)
+            self._fulfilled.add(effect)
+            if kind in self._seen.troubles:
+                self._seen = self._seen.with_trouble(kind, None)
+        except (LeaseLost, Fenced) as error:
+            self._lost = LeaseLost(str(error))
+        except RemoteTrainerError as error:
+            self._note_trouble(effect, error)
+        except Exception as error:  # noqa: BLE001 - the outermost frame of an effect: a bug of ours must not take the worker down
+            _log.exception(log.event(self.job.phase), action="bug", effect=kind.__name__)
+            self._note_trouble(effect, InvariantBroken(f"internal error in {kind.__name__}: {type(error).__name__}: {error}"))
+        finally:
+            del self._tasks[effect]
+            self._awake.set()
+
+    def _note_trouble(self, effect: Effect, error: RemoteTrainerError) -> None:
+        trouble = judge(
+            effect,
+            error,
+            before=self._seen.troubles.get(type(effect)),
+            now=self._shop.clock.now(),
+            policy=self._shop.policy,
+            borrowed=self._driver.abilities.borrowed,
+            jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
+        )
+        self._seen = self._seen.with_trouble(type(effect), trouble)
+        _log.warning(
+            log.event(self.job.phase),
+            action="trouble",
+            effect=type(effect).__name__,
+            severity=trouble.severity,
+            count=trouble.count,
+            error=trouble.message,
+        )
+
+    async def _end_effects(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _events(before: Job, after: Job, moment: Moment) -> list[Event]:
+    """Return what a person should later read about this change."""
+    found: list[Event] = []
+    if after.phase is not before.phase:
+        message = after.message or (after.attempt.message if after.attempt else "")
+        data = {"from": before.phase, "to": after.phase, "attempt": len(after.attempts)}
+        found.append(Event(at=moment.now, kind="phase", message=message or f"{before.phase} → {after.phase}", data=data))
+    known = (
+        {run.key: run for run in before.attempt.steps} if before.attempt and len(before.attempts) == len(after.attempts) else {}
+    )
+    for run in after.attempt.steps if after.attempt else ():
+        old = known.get(run.key)
+        if old is None:
+            found.append(Event(at=moment.now, kind="step", message=f"step {run.key} starts", data={"step": run.key}))
+        elif run.state is not old.state:
+            code = "" if run.exit_code is None else f" with code {run.exit_code}"
+            data = {"step": run.key, "state": run.state, "exit_code": run.exit_code}
+            found.append(Event(at=moment.now, kind="step", message=f"step {run.key} {run.state}{code}", data=data))
+        elif run.stop_at is not None and old.stop_at is None:
+            found.append(Event(at=moment.now, kind="stop", message=f"stopping {run.key}: {run.why}", data={"step": run.key}))
+    if after.note and after.note != before.note:
+        found.append(Event(at=moment.now, kind="note", message=after.note))
+    return found

@@ -1,0 +1,75 @@
+"""What all jobs of one worker share: store, writer, drivers, object store, settings, clock.
+
+Rules for editing: built once in ``worker.loop``, handed down, never global. No policy here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from remote_trainer.host.client import SupervisedHost
+from remote_trainer.model import Instance
+from remote_trainer.policy import Policy
+from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
+from remote_trainer.worker.writer import Writer
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    def now(self) -> datetime:
+        """Return the aware UTC wall time."""
+        return datetime.now(UTC)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; cancellable."""
+        await asyncio.sleep(seconds)
+
+
+@dataclass(kw_only=True)
+class Shop:
+    """Everything a job's effects may reach."""
+
+    store: Store
+    writer: Writer
+    objects: Objects
+    make_driver: Callable[[str, Mapping[str, Any]], Driver]
+    find_secret: Callable[[str], str]
+    clock: Clock
+    policy: Policy
+    deployment: str
+    cache_dir: Path  # packed inputs
+    spool_dir: Path  # artifacts on their way from a host to the object store
+    collect_interval_s: float = 10.0
+    _drivers: dict[str, Driver] = field(default_factory=dict)
+    _hosts: dict[int, SupervisedHost] = field(default_factory=dict)
+
+    def driver(self, name: str, options: Mapping[str, Any]) -> Driver:
+        """Return the one driver for a name and its options, so that all jobs of a host share its connection."""
+        key = f"{name} {json.dumps(options, sort_keys=True, default=str)}"
+        if key not in self._drivers:
+            self._drivers[key] = self.make_driver(name, options)
+        return self._drivers[key]
+
+    async def host(self, driver: Driver, instance: Instance) -> SupervisedHost:
+        """Return the host of an instance; the same object for the same transport."""
+        transport: Transport = await driver.connect(instance)
+        known = self._hosts.get(id(transport))
+        if known is None or known.transport is not transport:
+            known = self._hosts[id(transport)] = SupervisedHost(
+                transport, root=str(instance.address.get("root", "~/.remote-trainer"))
+            )
+        return known
+
+    async def close(self) -> None:
+        """Close every driver."""
+        for driver in self._drivers.values():
+            await driver.close()
+        self._drivers.clear()
+        self._hosts.clear()

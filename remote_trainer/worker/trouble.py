@@ -1,0 +1,54 @@
+"""What a failed effect means for the attempt. Pure.
+
+Rules for editing: errors are judged by class, in one table; "unreachable" never says anything about what runs on the host.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from remote_trainer import errors
+from remote_trainer.effects import CollectOutputs, Effect, FollowStep, Severity, Trouble
+from remote_trainer.model import Reason
+from remote_trainer.policy import Policy, backoff_s
+
+#: First match counts. A borrowed machine cannot be changed for another one, so what it lacks ends the job.
+_JUDGEMENT: tuple[tuple[type[BaseException], Severity, Reason], ...] = (
+    (errors.HostKeyMismatch, Severity.UNSUITABLE, Reason.HOST_KEY_MISMATCH),
+    (errors.HostLacks, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
+    (errors.HostFull, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
+    (errors.HostWiped, Severity.WIPED, Reason.HOST_WIPED),
+    (errors.Permanent, Severity.FATAL, Reason.PROVISIONING_FAILED),
+    (errors.DatasetError, Severity.FATAL, Reason.TRANSFER_FAILED),
+    (errors.UsageError, Severity.FATAL, Reason.INTERNAL),
+)
+
+
+def judge(
+    effect: Effect, error: BaseException, *, before: Trouble | None, now: datetime, policy: Policy, borrowed: bool, jitter: float
+) -> Trouble:
+    """Return the failure as the core knows it; ``before`` is the last one of the same kind, ``jitter`` a random number in 0..1."""
+    severity, reason = _judgement(effect, error)
+    if severity is Severity.UNSUITABLE and borrowed:
+        severity = Severity.FATAL
+    count = before.count + 1 if before is not None else 1
+    asked = getattr(error, "retry_after_s", None)
+    wait = max(backoff_s(count, base_s=policy.retry_base_s, max_s=policy.retry_max_s, jitter=jitter), asked or 0.0)
+    return Trouble(
+        severity=severity,
+        reason=reason,
+        message=str(error) or type(error).__name__,
+        at=now,
+        retry_at=now + timedelta(seconds=wait),
+        count=count,
+        retry_after_s=asked,
+    )
+
+
+def _judgement(effect: Effect, error: BaseException) -> tuple[Severity, Reason]:
+    for kind, severity, reason in _JUDGEMENT:
+        if isinstance(error, kind):
+            if isinstance(effect, (FollowStep, CollectOutputs)) and isinstance(error, (errors.HostFull, errors.HostLacks)):
+                break  # the step goes on all the same; space may come back
+            return severity, reason
+    return Severity.RETRY, Reason.INTERNAL
