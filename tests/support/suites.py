@@ -44,6 +44,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "train": lambda: _lacking_modules("torch", "diffusers", "peft", "transformers"),
     "shells": lambda: _lacking_programs("dash", "bash", "busybox"),
     "systemd": lambda: _lacking_programs("systemd-analyze"),
+    "node": lambda: _lacking_programs("node"),
 }
 """Per marker: why its part is missing, or None."""
 
