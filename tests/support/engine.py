@@ -1,5 +1,7 @@
 """A Docker engine for the tests: the machine's own where one answers, else one started here and stopped by whoever leaves last.
 
+`python -m tests.support.engine` stops an engine that a killed run left behind.
+
 Rules for editing: several test runs share the engine, so it is counted by file locks, which the kernel gives back when a run dies.
 """
 
@@ -67,9 +69,14 @@ def engine() -> Iterator[Engine]:
         try:
             yield Engine(_OWN)
         finally:
-            with _locked("change.lock"), contextlib.suppress(BlockingIOError):
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _stop()
+            _stop_if_unused(users)
+
+
+def _stop_if_unused(users: IO[str]) -> None:
+    """Whoever gets the lock for itself alone was the last."""
+    with _locked("change.lock"), contextlib.suppress(BlockingIOError):
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _stop()
 
 
 def _start() -> None:
@@ -116,3 +123,9 @@ def _locked(name: str) -> Iterator[None]:
 
 def _program(name: str) -> str | None:
     return shutil.which(name, path=ORIGINAL.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+if __name__ == "__main__" and _RUN.exists():
+    # A run that was killed could not do it itself.
+    with (_RUN / "users.lock").open("w") as lock:
+        _stop_if_unused(lock)
