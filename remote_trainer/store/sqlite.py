@@ -14,7 +14,7 @@ import sqlite3
 import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC
 from importlib import resources
 from pathlib import Path
@@ -302,28 +302,37 @@ class _Save:
 
     def _write_logs(self, changes: Sequence[Change]) -> None:
         streams = self._streams(changes)
-        sizes: dict[int, int] = {}  # by stream number
-        rows = []
+        (segment,) = self._database.execute(SQL["segment"]).fetchone()
+        extents, rows = [], []
         for change in changes:
             for chunk in change.logs:
-                stream, before = streams[self._numbers[change.job_id], chunk.stream]
-                size = sizes.get(stream, before)
-                if data := records.new_part(change.job_id, chunk, size):
-                    rows.append((stream, size, data))
-                    sizes[stream] = size + len(data)
+                stream = streams[self._numbers[change.job_id], chunk.stream]
+                if data := records.new_part(change.job_id, chunk, stream.size):
+                    if stream.segment != segment:
+                        extents.append((stream.number, stream.size, segment))
+                        stream.segment = segment
+                    rows.append((segment, stream.number, stream.size, data))
+                    stream.size += len(data)
+        self._database.executemany(SQL["add_extent"], extents)
         self._database.executemany(SQL["add_log"], rows)
-        self._database.executemany(SQL["set_size"], ((size, stream) for stream, size in sizes.items()))
+        self._database.executemany(SQL["extend"], ((stream.size, stream.segment, stream.number) for stream in streams.values()))
 
-    def _streams(self, changes: Sequence[Change]) -> dict[tuple[int, str], tuple[int, int]]:
-        """Return (number, size) of each stream written to, by job number and name; made where missing."""
-        wanted = dict.fromkeys((self._numbers[change.job_id], chunk.stream) for change in changes for chunk in change.logs)
-        rows = self._database.execute(SQL["stream_sizes"], {"streams": json.dumps(list(wanted))})
-        found = {(job, name): (number, size) for job, name, number, size in rows}
+    def _streams(self, changes: Sequence[Change]) -> dict[tuple[int, str], _Stream]:
+        """Return the streams written to, by job number and name; made where missing."""
+        wanted = list(dict.fromkeys((self._numbers[change.job_id], chunk.stream) for change in changes for chunk in change.logs))
+        rows = self._database.execute(SQL["streams"], {"streams": json.dumps(wanted)})
+        found = {(job, name): _Stream(number, size, segment) for job, name, number, size, segment in rows}
         for key in wanted:
             if key not in found:
-                (number,) = self._database.execute(SQL["add_stream"], key).fetchone()
-                found[key] = (number, 0)
+                found[key] = _Stream(*self._database.execute(SQL["add_stream"], key).fetchone())
         return found
+
+
+@dataclass(slots=True)
+class _Stream:
+    number: int
+    size: int = 0
+    segment: int = -1
 
 
 def _columns(job: Job) -> dict[str, Any]:

@@ -35,11 +35,31 @@ CREATE INDEX events_of_job ON events (job);
 CREATE TABLE metrics (seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, body TEXT NOT NULL);
 CREATE INDEX metrics_of_job ON metrics (job);
 
-CREATE TABLE streams (number INTEGER PRIMARY KEY, job INTEGER NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL);
+-- Log bytes are only ever appended, whatever the stream, so that a save of a thousand streams' lines writes pages one after the
+-- other. The index that finds them again is cut into segments of some ten thousand rows for the same reason: its entries for the
+-- segment that is being written lie together. `extents` says in which segments a stream has bytes, and from which offset on.
+CREATE TABLE streams (
+    number  INTEGER PRIMARY KEY,
+    job     INTEGER NOT NULL,
+    name    TEXT NOT NULL,
+    size    INTEGER NOT NULL DEFAULT 0,
+    segment INTEGER NOT NULL DEFAULT -1    -- where it was last written
+);
 CREATE UNIQUE INDEX streams_of_job ON streams (job, name);
-
-CREATE TABLE logs (number INTEGER PRIMARY KEY, stream INTEGER NOT NULL, start INTEGER NOT NULL, bytes BLOB NOT NULL);
-CREATE UNIQUE INDEX logs_of_stream ON logs (stream, start);
+CREATE TABLE extents (
+    stream  INTEGER NOT NULL,
+    start   INTEGER NOT NULL,
+    segment INTEGER NOT NULL,
+    PRIMARY KEY (stream, start)
+) WITHOUT ROWID;
+CREATE TABLE logs (
+    number  INTEGER PRIMARY KEY,
+    segment INTEGER NOT NULL,
+    stream  INTEGER NOT NULL,
+    start   INTEGER NOT NULL,
+    bytes   BLOB NOT NULL
+);
+CREATE UNIQUE INDEX logs_of_segment ON logs (segment, stream, start);
 
 -- set_meta: write one fact about the store, unless it is there
 INSERT OR IGNORE INTO meta (key, value) VALUES (:key, :value);
@@ -109,18 +129,24 @@ INSERT INTO events (job, body) VALUES (?, ?);
 -- add_metric: append to a job's metrics
 INSERT INTO metrics (job, body) VALUES (?, ?);
 
--- stream_sizes: how far streams are, wanted as [job, name] pairs
-SELECT streams.job, name, streams.number, size FROM json_each(:streams) AS wanted
+-- streams: how far streams are, wanted as [job, name] pairs
+SELECT streams.job, name, streams.number, size, segment FROM json_each(:streams) AS wanted
 JOIN streams ON streams.job = wanted.value ->> 0 AND name = wanted.value ->> 1;
 
 -- add_stream: the first write of a stream
-INSERT INTO streams (job, name, size) VALUES (?, ?, 0) RETURNING number;
+INSERT INTO streams (job, name) VALUES (?, ?) RETURNING number;
 
--- set_size: how far a stream is now
-UPDATE streams SET size = ? WHERE number = ?;
+-- segment: where log bytes are written now
+SELECT coalesce(max(number), 0) >> 15 FROM logs;
+
+-- add_extent: from here on a stream has bytes in this segment
+INSERT INTO extents (stream, start, segment) VALUES (?, ?, ?);
 
 -- add_log: append bytes to a stream
-INSERT INTO logs (stream, start, bytes) VALUES (?, ?, ?);
+INSERT INTO logs (segment, stream, start, bytes) VALUES (?, ?, ?, ?);
+
+-- extend: how far a stream is now
+UPDATE streams SET size = ?, segment = ? WHERE number = ?;
 
 -- request_cancel: note the wish, keeping the first one's time
 UPDATE jobs SET cancel_at = coalesce(cancel_at, now_s()) WHERE id = :id AND finished = 0 RETURNING number;
@@ -139,10 +165,17 @@ SELECT name, size FROM streams WHERE job = (SELECT number FROM jobs WHERE id = :
 
 -- read_log: the chunks that overlap a range, beginning with the one that holds its first byte
 WITH wanted AS (SELECT number FROM streams WHERE job = (SELECT number FROM jobs WHERE id = :id) AND name = :stream)
-SELECT start, bytes FROM logs WHERE stream = (SELECT number FROM wanted)
-  AND start >= coalesce((SELECT max(start) FROM logs WHERE stream = (SELECT number FROM wanted) AND start <= :offset), 0)
-  AND start < :end
-ORDER BY start;
+SELECT logs.start, logs.bytes FROM extents
+CROSS JOIN logs ON logs.segment = extents.segment AND logs.stream = extents.stream
+WHERE extents.stream = (SELECT number FROM wanted)
+  AND extents.start < :end
+  AND extents.start >= (SELECT max(start) FROM extents WHERE stream = (SELECT number FROM wanted) AND start <= :offset)
+  AND logs.start < :end
+  AND logs.start >= coalesce((
+    SELECT max(start) FROM logs AS earlier
+    WHERE earlier.segment = extents.segment AND earlier.stream = extents.stream AND earlier.start <= :offset
+  ), 0)
+ORDER BY extents.start, logs.start;
 
 -- export: documents as they are, in order of submission
 SELECT number, id, body, cancel_at FROM jobs JOIN documents ON job = number WHERE number > :after ORDER BY number LIMIT :limit;
