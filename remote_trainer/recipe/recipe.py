@@ -1,0 +1,88 @@
+"""A recipe as values: what load.py found correct in a tool.yaml, templates not yet rendered.
+
+Rules for editing: values only. A field here has a field of the same name in schema.json, which explains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from remote_trainer.errors import Fault
+from remote_trainer.model import Output, Pattern, Resources, Retries
+
+#: The files a recipe may ship from the scripts folder begin so; all others lie in the tool's own folder.
+SCRIPTS_PREFIX = "scripts/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step with its templates: ``run`` is a shell template, ``when`` an expression (empty: always)."""
+
+    name: str
+    run: str
+    when: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    workdir: str = "."
+    timeout_s: float = 0.0
+    stop_grace_s: float = 30.0
+    retries: Retries = field(default_factory=Retries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRule:
+    """A tree the steps find in ``$RT_<NAME>``. With ``parameter``, that parameter's value is the path, if such a path exists."""
+
+    name: str
+    description: str = ""
+    required: bool = False
+    parameter: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRule:
+    """A secret that steps may ask for."""
+
+    name: str
+    description: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A checked tool.yaml. ``parameters`` maps names to their JSON Schemas."""
+
+    name: str
+    version: int
+    description: str
+    steps: tuple[Step, ...]
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    image: str = ""
+    files: tuple[str, ...] = ()
+    inputs: tuple[InputRule, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[SecretRule, ...] = ()
+    health: str = ""
+    patterns: tuple[Pattern, ...] = ()
+    metrics_file: str = "metrics.jsonl"
+    outputs: tuple[Output, ...] = ()  # globs are templates
+    resume: str = ""
+    cleanup: str = ""
+    file: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)  # by JSON pointer
+
+    @property
+    def tool(self) -> str:
+        """Return ``name@version``."""
+        return f"{self.name}@{self.version}"
+
+    def input(self, name: str) -> InputRule | None:
+        """Return the rule of an input, None if the tool takes no such input."""
+        return next((rule for rule in self.inputs if rule.name == name), None)
+
+    def fault(self, pointer: str, message: str) -> Fault:
+        """Return a fault at a place of the file."""
+        return Fault(message, file=self.file, line=self.lines.get(pointer, 0), field=pointer)
