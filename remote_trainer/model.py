@@ -157,6 +157,7 @@ class Plan:
     image: str = ""  # container image for drivers that rent containers; empty: bare
     metrics_file: str = "metrics.jsonl"  # in the work folder; appended by the steps, one JSON object a line
     cleanup: str = ""  # shell script run once, best effort, before the host is given back
+    required_secrets: tuple[str, ...] = ()  # of all the steps' secrets, those without which none can run
     health: str = ""  # shell script run on the host before the first step; non-zero means unsuitable
     digest: str = ""
 

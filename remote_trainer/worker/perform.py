@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Protocol, assert_never
 
 from remote_trainer import effects as fx
-from remote_trainer.errors import HostLacks, InvariantBroken, NotFound, Permanent
+from remote_trainer.errors import ConfigError, HostLacks, InvariantBroken, Permanent
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.model import (
     Attempt,
@@ -239,13 +239,11 @@ class Performer:
         self._saw(key, status)
 
     def _secrets(self, plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name in names:
-            try:
-                found[name] = self._shop.find_secret(name)
-            except NotFound as error:
-                raise Permanent(f"{plan.tool} needs the secret {name}: {error}", operation="secrets") from error
-        return found
+        found = {name: self._shop.find_secret(name) for name in names}
+        missing = [name for name in names if name in plan.required_secrets and found[name] is None]
+        if missing:
+            raise ConfigError(f"{plan.tool} needs secrets that this worker does not have: {', '.join(missing)}")
+        return {name: value for name, value in found.items() if value is not None}
 
     async def _follow_step(self, label: str, key: str) -> None:
         job = self._patient.job

@@ -40,7 +40,7 @@ class Shop:
     writer: Writer
     objects: Objects
     make_driver: Callable[[str, Mapping[str, Any]], Driver]
-    find_secret: Callable[[str], str]
+    find_secret: Callable[[str], str | None]
     clock: Clock
     policy: Policy
     deployment: str

@@ -1,0 +1,84 @@
+"""Running a worker: in this process, or as a background process that an embedded store gets by itself.
+
+With the embedded store nobody has installed a service, so submitting starts a worker in the background; it ends when there is nothing left
+to do. A file lock keeps it to one: the worker holds it as long as it lives, so the kernel frees it whatever happens to the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+from remote_trainer.service.app import App
+from remote_trainer.worker.loop import Worker
+
+#: How long a background worker stays when it has nothing to do, seconds.
+IDLE_S = 300.0
+
+
+async def run_worker(app: App, *, until_idle_s: float | None = None, max_jobs: int | None = None) -> None:
+    """Work until SIGTERM or SIGINT (pm2 sends that one), or until idle for so long. Running trainings go on."""
+    settings = app.settings
+    worker = Worker(await app.shop(), lease_s=settings.lease_s, max_jobs=max_jobs or settings.max_jobs)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    lock = _lock(_lock_path(app)) if until_idle_s is not None else None
+    if until_idle_s is not None and lock is None:
+        return  # another background worker is there already
+    try:
+        await worker.run(until_idle_s=until_idle_s)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def ensure_worker(app: App) -> bool:
+    """Start a background worker for the embedded store unless one is there. Returns whether one was started.
+
+    A MongoDB store is served by workers that somebody runs as a service; nothing is started for it.
+    """
+    if not app.settings.store_url.startswith("sqlite"):
+        return False
+    lock = _lock(_lock_path(app))
+    if lock is None:
+        return False
+    lock.close()
+    log = app.settings.state_dir / "worker.log"
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(log, "ab", opener=_private) as output:
+        subprocess.Popen(
+            [sys.executable, "-m", "remote_trainer", "worker", "--until-idle", f"{IDLE_S:g}"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C in this terminal is not meant for it
+            close_fds=True,
+        )
+    return True
+
+
+def _lock_path(app: App) -> Path:
+    return app.settings.state_dir / "worker.lock"
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    """Return the held lock, or None if somebody else has it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = open(path, "ab", opener=_private)  # noqa: SIM115 - held as long as the worker lives
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

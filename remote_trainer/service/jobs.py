@@ -1,0 +1,184 @@
+"""Looking at jobs and saying what should become of them. Readers wait for the store's change feed, never for a clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+from remote_trainer.errors import Conflict, Incomplete, JobCancelled, JobFailed, NotFound
+from remote_trainer.model import Artifact, Attempt, Event, Job, JobId, Phase
+from remote_trainer.policy import job_cost
+from remote_trainer.ports import JobQuery, Page
+from remote_trainer.service.app import App
+from remote_trainer.service.names import find_job, new_job_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A job as it is now, with what a person wants to see beside it."""
+
+    job: Job
+    cost: Decimal  # US dollars so far
+    values: Mapping[str, float]  # the newest value of each metric, ``progress`` (0 to 1) among them
+    log_sizes: Mapping[str, int]  # stream → bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPiece:
+    """Bytes of one stream in order."""
+
+    stream: str
+    offset: int
+    data: bytes
+
+
+async def list_jobs(app: App, query: JobQuery) -> Page:
+    """Return one page of jobs, newest first."""
+    return await app.store.find(query)
+
+
+async def get_job(app: App, text: str) -> Job:
+    """Return the job a person means by an id, the beginning of one, or a name."""
+    return await find_job(app.store, text)
+
+
+async def snapshot(app: App, job_id: JobId) -> Snapshot:
+    """Return the job and its newest numbers."""
+    job = await app.store.get(job_id)
+    values: dict[str, float] = {}
+    seq = 0
+    while rows := await app.store.metrics(job_id, after=seq):
+        for seq, metric in rows:
+            values.update(metric.values)
+    return Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=values, log_sizes=await app.store.log_streams(job_id))
+
+
+async def watch_job(app: App, job_id: JobId) -> AsyncIterator[Snapshot]:
+    """Yield a snapshot now and at every change until the job has ended (that one is the last)."""
+    values: dict[str, float] = {}
+    seq = 0
+    async with aclosing(app.store.watch(job_id)) as wakes:  # type: ignore[type-var]
+        async for _ in wakes:
+            job = await app.store.get(job_id)
+            while rows := await app.store.metrics(job_id, after=seq):
+                for seq, metric in rows:
+                    values.update(metric.values)
+            sizes = await app.store.log_streams(job_id)
+            yield Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=dict(values), log_sizes=sizes)
+            if job.phase.terminal:
+                return
+
+
+async def read_logs(app: App, job_id: JobId, *, step: str | None = None, follow: bool = False) -> AsyncIterator[LogPiece]:
+    """Yield the job's step logs from their beginning, in the order the steps ran; with ``follow`` until the job has ended."""
+    offsets: dict[str, int] = {}
+    async with aclosing(app.store.watch(job_id)) as wakes:  # type: ignore[type-var]
+        async for _ in wakes:
+            ended = (await app.store.get(job_id)).phase.terminal  # asked first: what is written after it is not missed
+            for stream in await app.store.log_streams(job_id):
+                if not _is_log(stream, step):
+                    continue
+                while data := await app.store.read_log(job_id, stream, offset=offsets.get(stream, 0)):
+                    yield LogPiece(stream=stream, offset=offsets.get(stream, 0), data=data)
+                    offsets[stream] = offsets.get(stream, 0) + len(data)
+            if ended or not follow:
+                return
+
+
+def _is_log(stream: str, step: str | None) -> bool:
+    """Is this the log of a step (and of the one asked for, by name or as ``name.try``), not a copied metrics file?"""
+    run = stream.partition("/")[2]
+    name, _, number = run.rpartition(".")
+    return number.isdigit() and (step is None or step in (name, run))
+
+
+async def events(app: App, job_id: JobId) -> list[Event]:
+    """Return everything that happened to the job."""
+    found: list[Event] = []
+    while more := await app.store.events(job_id, after=found[-1].seq if found else 0):
+        found += more
+    return found
+
+
+async def wait_job(app: App, job_id: JobId) -> Job:
+    """Return the job once it has ended; raises JobFailed or JobCancelled unless it is DONE."""
+    job = await app.store.get(job_id)
+    async with aclosing(watch_job(app, job_id)) as snapshots:
+        async for seen in snapshots:
+            job = seen.job
+    raise_unless_done(job)
+    return job
+
+
+def raise_unless_done(job: Job) -> None:
+    """Turn a bad end into the error whose exit code says so."""
+    if job.phase is Phase.CANCELLED:
+        raise JobCancelled(f"job {job.id} was cancelled: {job.message}")
+    if job.phase is Phase.FAILED:
+        raise JobFailed(f"job {job.id} failed ({job.reason}): {job.message}")
+
+
+async def cancel(app: App, job_id: JobId) -> Job:
+    """Note the wish to cancel; the job ends CANCELLED, what there is of artifacts is kept. Conflict if it has ended."""
+    await app.store.request_cancel(job_id)
+    return await app.store.get(job_id)
+
+
+async def retry(app: App, job_id: JobId) -> Job:
+    """Queue the same plan, inputs and limits again as a new job, which resumes from the old one's newest checkpoint."""
+    old = await app.store.get(job_id)
+    if not old.phase.terminal:
+        raise Conflict(f"job {old.id} is still {old.phase}: cancel it first, or wait for it")
+    now = app.clock.now()
+    new_id = new_job_id(now)
+    fresh = Job(
+        id=new_id,
+        name=old.name if old.name != old.id else new_id,
+        plan=old.plan,
+        driver=old.driver,
+        driver_options=old.driver_options,
+        created_at=now,
+        since=now,
+        tenant=old.tenant,
+        inputs=old.inputs,
+        limits=old.limits,
+        priority=old.priority,
+        retry_of=old.id,
+    )
+    await app.store.submit(fresh)
+    return fresh
+
+
+# ----------------------------------------------------------------------------------------------------------- artifacts
+
+
+def kept_attempt(job: Job) -> Attempt:
+    """Return the last attempt that kept anything. NotFound if none did."""
+    for attempt in reversed(job.attempts):
+        if attempt.manifest is not None and attempt.manifest.artifacts:
+            return attempt
+    raise NotFound(f"job {job.id} ({job.phase}) has kept no artifacts" + ("" if job.phase.terminal else " yet"))
+
+
+async def links(app: App, artifact: Artifact, *, expires_s: int = 3600) -> str:
+    """Return a link to download an artifact without credentials."""
+    return await app.objects.presign(artifact.key, expires_s=expires_s)
+
+
+async def download(app: App, artifact: Artifact, folder: Path) -> Path:
+    """Write an artifact below a folder, verified; an equal file that is there stays. Incomplete if its path leaves the folder."""
+    target = (folder / artifact.path).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise Incomplete(f"artifact {artifact.path!r} would be written outside {folder}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    await app.objects.get(artifact.key, target, sha256=artifact.sha256)
+    return target
+
+
+def elapsed_s(job: Job, now: datetime) -> float:
+    """Return the seconds since the job was submitted, or that it took."""
+    return ((job.finished_at or now) - job.created_at).total_seconds()

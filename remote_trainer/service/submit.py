@@ -1,0 +1,145 @@
+"""From what a user asks for to a queued job: everything that can be wrong is found here, before a machine is touched.
+
+Rules for editing: ``draft`` reads and never writes (the dry run is exactly that); ``submit`` packs the inputs and stores the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from remote_trainer import plugins
+from remote_trainer.dataset.inspect import Report, inspect
+from remote_trainer.dataset.pack import pack
+from remote_trainer.errors import ConfigError, DatasetError, UsageError
+from remote_trainer.model import Input, Job, Limits, Plan
+from remote_trainer.ports import Progress
+from remote_trainer.recipe.load import load_recipe
+from remote_trainer.recipe.parameters import parse_settings
+from remote_trainer.recipe.plan import make_plan
+from remote_trainer.recipe.recipe import Recipe
+from remote_trainer.service.app import App
+from remote_trainer.service.names import new_job_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a user asks for, as it was typed."""
+
+    tool: str
+    driver: str = "local"
+    dataset: str | None = None
+    base: str | None = None
+    settings: Sequence[str] = ()  # key=value
+    driver_options: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    tenant: str = "default"
+    priority: int = 0
+    max_hours: float | None = None
+    max_cost: Decimal | None = None
+    max_attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A checked order: what would be submitted. Nothing has been packed, stored or connected to."""
+
+    order: Order
+    plan: Plan
+    driver: str
+    driver_options: Mapping[str, Any]
+    sources: Mapping[str, str]  # input name → path or URL
+    limits: Limits
+    report: Report | None  # of the dataset, where it is a local folder or archive
+
+
+async def draft(app: App, order: Order) -> Draft:
+    """Check an order completely. Raises UsageError kinds; touches nothing."""
+    recipe = load_recipe(plugins.find_tool(order.tool, app.settings.tools_path))
+    profile = plugins.find_profile(order.driver, app.settings.drivers_path)
+    options = {**profile.options, **order.driver_options}
+    driver = app.driver(profile.driver, options)  # raises on bad options
+    await driver.close()
+    settings = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
+    plan = make_plan(recipe, parse_settings(recipe, settings))
+    _check_secrets(app, plan)
+    sources = _sources(recipe, plan, order)
+    report = None
+    if (source := sources.get("dataset")) is not None and "://" not in source:
+        report = await inspect(Path(source))
+        if report.errors:
+            raise DatasetError("\n".join([f"the dataset {source} cannot be used:", *(f"  {fault}" for fault in report.errors)]))
+    return Draft(
+        order=order,
+        plan=plan,
+        driver=profile.driver,
+        driver_options=options,
+        sources=sources,
+        limits=_limits(app, order),
+        report=report,
+    )
+
+
+async def submit(app: App, order: Order, *, progress: Progress | None = None) -> Job:
+    """Check, pack and queue an order; returns the queued job."""
+    checked = await draft(app, order)
+    inputs: list[Input] = []
+    for name, source in checked.sources.items():
+        packed = await pack(source, app.settings.cache_dir, progress=progress)
+        inputs.append(replace(packed, name=name))
+    now = app.clock.now()
+    job_id = new_job_id(now)
+    job = Job(
+        id=job_id,
+        name=order.name or job_id,
+        plan=checked.plan,
+        driver=checked.driver,
+        driver_options=checked.driver_options,
+        created_at=now,
+        since=now,
+        tenant=order.tenant,
+        inputs=tuple(inputs),
+        limits=checked.limits,
+        priority=order.priority,
+    )
+    await app.store.submit(job)
+    return job
+
+
+def _sources(recipe: Recipe, plan: Plan, order: Order) -> dict[str, str]:
+    """Return what has to be shipped: the tool's files, the dataset, and parameters that name local trees."""
+    sources: dict[str, str] = {}
+    if recipe.files:
+        sources["tool"] = str(plugins.tool_files(recipe))
+    for rule in recipe.inputs:
+        value = order.dataset if rule.name == "dataset" else plan.parameters.get(rule.parameter or rule.name)
+        if value and (rule.name == "dataset" or Path(str(value)).expanduser().exists()):
+            sources[rule.name] = str(value) if "://" in str(value) else str(Path(str(value)).expanduser().absolute())
+        elif rule.required:
+            raise DatasetError(f"{recipe.tool} needs the input {rule.name}: {rule.description or 'give a folder'}")
+    if order.dataset and "dataset" not in {rule.name for rule in recipe.inputs}:
+        raise UsageError(f"{recipe.tool} takes no dataset: leave --dataset out")
+    return sources
+
+
+def _check_secrets(app: App, plan: Plan) -> None:
+    missing = []
+    for name in plan.required_secrets:
+        try:
+            app.settings.secret(name)
+        except ConfigError as error:
+            missing.append(str(error))
+    if missing:
+        raise ConfigError("\n".join([f"{plan.tool} needs secrets that are not set:", *(f"  {line}" for line in missing)]))
+
+
+def _limits(app: App, order: Order) -> Limits:
+    base = app.settings.job_limits
+    given = {"max_hours": order.max_hours, "max_cost": order.max_cost, "max_attempts": order.max_attempts}
+    limits = replace(base, **{name: value for name, value in given.items() if value is not None})
+    if limits.max_hours <= 0 or limits.max_cost < 0 or limits.max_attempts < 1:
+        raise UsageError("limits must be positive: --max-hours above 0, --max-cost 0 (no cap) or more, --max-attempts 1 or more")
+    return limits
