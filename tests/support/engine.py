@@ -96,6 +96,10 @@ def _start() -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the Docker engine did not start:\n{(_RUN / 'dockerd.log').read_text()[-4000:]}")
         time.sleep(0.1)
+    # What a killed run left behind.
+    docker = Engine(_OWN)
+    docker("container", "prune", "--force")
+    docker("network", "prune", "--force")
 
 
 def _stop() -> None:

@@ -139,6 +139,9 @@ def _ministack(folder: Path, port: int) -> Server:
         "S3_PERSIST": "1",
         "S3_DATA_DIR": str(folder / "data"),
         "TMPDIR": str(folder),
+        # It lets any secret in, but checks presigned links against this one.
+        "AWS_ACCESS_KEY_ID": "test-access-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret-key",
         # There is a Docker engine on some machines; the emulator must leave it alone.
         "DOCKER_HOST": "unix:///nonexistent",
     }
