@@ -83,7 +83,7 @@ class LocalObjects:
                 return ObjectsUnavailable(
                     f"disk full while using the object folder {self._root} ({free / 1e6:.1f} MB free there): make room; it is tried again"
                 )
-            case errno.ENOTDIR | errno.EISDIR:
+            case errno.ENOTDIR | errno.EISDIR | errno.EEXIST if self._root.is_dir():
                 return Conflict(f"in {self._root} one object's key is the folder of another ({error}): rename one of the files")
         return ObjectsUnavailable(f"the object folder {self._root} cannot be used ({error}): check its owner, mode and mount")
 

@@ -193,7 +193,8 @@ class S3Objects:
 
     def _send_parts(self, name: str, upload: str, path: Path, watch: Watch) -> tuple[int, str, Sequence[CompletedPartTypeDef]]:
         """Send all parts, several at once, hashing in order; returns size, digest and the parts' receipts."""
-        total, digest, sent, running = size_of(path), hashlib.sha256(), 0, list[Future[CompletedPartTypeDef]]()
+        total, digest, sent = size_of(path), hashlib.sha256(), 0
+        running: list[Future[CompletedPartTypeDef]] = []
         length = max(PART, math.ceil(total / _MOST_PARTS / BLOCK) * BLOCK)
         try:
             with path.open("rb") as file:
