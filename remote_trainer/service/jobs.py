@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -50,11 +51,17 @@ async def snapshot(app: App, job_id: JobId) -> Snapshot:
     """Return the job and its newest numbers."""
     job = await app.store.get(job_id)
     values: dict[str, float] = {}
-    seq = 0
-    while rows := await app.store.metrics(job_id, after=seq):
-        for seq, metric in rows:
-            values.update(metric.values)
+    await _merge_metrics(app, job_id, 0, values)
     return Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=values, log_sizes=await app.store.log_streams(job_id))
+
+
+async def _merge_metrics(app: App, job_id: JobId, after: int, values: dict[str, float]) -> int:
+    """Bring ``values`` up to date with all metrics after a sequence number; return the newest one."""
+    while rows := await app.store.metrics(job_id, after=after):
+        for _, metric in rows:
+            values.update(metric.values)
+        after = rows[-1][0]
+    return after
 
 
 async def watch_job(app: App, job_id: JobId) -> AsyncIterator[Snapshot]:
@@ -64,9 +71,7 @@ async def watch_job(app: App, job_id: JobId) -> AsyncIterator[Snapshot]:
     async with aclosing(app.store.watch(job_id)) as wakes:  # type: ignore[type-var]
         async for _ in wakes:
             job = await app.store.get(job_id)
-            while rows := await app.store.metrics(job_id, after=seq):
-                for seq, metric in rows:
-                    values.update(metric.values)
+            seq = await _merge_metrics(app, job_id, seq, values)
             sizes = await app.store.log_streams(job_id)
             yield Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=dict(values), log_sizes=sizes)
             if job.phase.terminal:
@@ -171,11 +176,16 @@ async def links(app: App, artifact: Artifact, *, expires_s: int = 3600) -> str:
 
 async def download(app: App, artifact: Artifact, folder: Path) -> Path:
     """Write an artifact below a folder, verified; an equal file that is there stays. Incomplete if its path leaves the folder."""
+    target = await asyncio.to_thread(_target_of, artifact, folder)
+    await app.objects.get(artifact.key, target, sha256=artifact.sha256)
+    return target
+
+
+def _target_of(artifact: Artifact, folder: Path) -> Path:
     target = (folder / artifact.path).resolve()
     if not target.is_relative_to(folder.resolve()):
         raise Incomplete(f"artifact {artifact.path!r} would be written outside {folder}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    await app.objects.get(artifact.key, target, sha256=artifact.sha256)
     return target
 
 
