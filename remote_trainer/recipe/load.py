@@ -113,7 +113,7 @@ def _parameter_faults(source: Source) -> Iterator[Fault]:
             except (TypeError, ValueError, KeyError):
                 continue  # the rules themselves are wrong, which the schema has said
             for problem in problems:
-                yield source.fault(f"{pointer}/default", f"the default breaks its own rules: it {problem}")
+                yield source.fault(f"{pointer}/default", f"the default breaks its own rules: {problem}")
 
 
 def _step_faults(source: Source) -> Iterator[Fault]:

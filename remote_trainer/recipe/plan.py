@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from remote_trainer.errors import Fault, RecipeError
@@ -42,6 +42,7 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
         image=recipe.image,
         metrics_file=recipe.metrics_file,
         cleanup=work.try_("/cleanup", render_shell, recipe.cleanup) or "",
+        required_secrets=tuple(rule.name for rule in recipe.secrets if rule.required and _used(rule.name, steps)),
         health=work.try_("/health", render_shell, recipe.health) or "",
     )
     if not steps and not work.faults:
@@ -79,6 +80,10 @@ def glob_problem(glob: str) -> str:
     if any("**" in part and part != "**" for part in glob.split("/")):
         return "has ** as a part of a name: it stands for whole folders"
     return ""
+
+
+def _used(secret: str, steps: Sequence[PlannedStep]) -> bool:
+    return any(secret in step.secrets for step in steps)
 
 
 def _wanted(when: str, values: Mapping[str, Any]) -> bool:

@@ -247,8 +247,11 @@ def _tree_faults(environment: _Environment, tree: nodes.Template, names: Collect
             )
         elif isinstance(node, nodes.Name) and node.ctx == "load" and node.name not in known:
             yield TemplateFault(node.lineno, f"{node.name!r} is not a parameter{_meant(node.name, names)}")
-        elif isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.node.name == "parameters":
-            if node.attr not in names:
+        elif isinstance(node, nodes.Getattr):
+            owner = node.node.name if isinstance(node.node, nodes.Name) else ""
+            if owner not in ("parameters", "loop"):
+                yield TemplateFault(node.lineno, f"values have no fields: .{node.attr} is not allowed")
+            elif owner == "parameters" and node.attr not in names:
                 yield TemplateFault(node.lineno, f"{node.attr!r} is not a parameter{_meant(node.attr, names)}")
         elif isinstance(node, nodes.Filter) and node.name not in environment.filters:
             yield TemplateFault(node.lineno, f"there is no filter {node.name!r}{_meant(node.name, environment.filters)}")

@@ -119,7 +119,7 @@ def _sentence(error: _Error) -> str:
             return f"has {len(value)} items, at most {rule} are allowed"
         case "uniqueItems":
             return "has an item twice"
-    return error.message[:200]
+    return str(error.message)[:200]
 
 
 def _pattern(error: _Error) -> str:
