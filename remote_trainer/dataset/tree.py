@@ -1,0 +1,183 @@
+"""A folder as it is on disk: found once with one stat per file, read in order, and refused when it is not what it was.
+
+Links: one that leads to a file or folder inside the tree is followed and shipped as what it leads to. One that leaves the tree is refused
+(or followed, with ``outside_links``: a model folder of a hub cache is made of them). Devices, pipes, sockets and names that are not
+UTF-8 or hold control characters are refused. Version control and system droppings are left out (``SKIPPED``), so that the same data has the same
+digest on every machine.
+
+Rules for editing: blocking; called in threads. A byte that was read must belong to the file that was found: size, times and inode are
+compared before and after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote_trainer.dataset.manifest import Entry, Part, header, padding
+from remote_trainer.errors import DatasetError
+
+SKIPPED = frozenset({".git", ".hg", ".svn", "__pycache__", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints"})
+_BUFFER = 1 << 20  # fits the second-level cache, so that hashing finds the bytes there
+_MAX_NAME, _MAX_PATH = 255, 4000  # bytes; what Linux file systems take, with room for the folder it is unpacked in
+
+Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry and the place its bytes come from."""
+
+    entry: Entry
+    place: str
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Everything below a root, by relative path."""
+
+    root: str
+    found: Mapping[str, Found]
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """All entries, in no particular order."""
+        return [found.entry for found in self.found.values()]
+
+    @property
+    def newest_ns(self) -> int:
+        """The latest change of any file, nanoseconds since the epoch."""
+        return max((max(found.signature[1:3]) for found in self.found.values()), default=0)
+
+    @property
+    def signature(self) -> str:
+        """Changes whenever a file, its place or its times change."""
+        lines = sorted(f"{f.entry.path}\0{f.entry.folder}\0{f.place}\0{f.signature}" for f in self.found.values())
+        return hashlib.sha256(os.fsencode("\0".join(lines))).hexdigest()
+
+
+def scan(root: Path, *, outside_links: bool = False) -> Tree:
+    """Find everything below a folder. DatasetError names the first thing that cannot be shipped, and what to do."""
+    try:
+        real = os.path.realpath(root, strict=True)
+        found: dict[str, Found] = {}
+        _Scan(str(root), real, outside_links, found).folder(real, "", (_identity(os.stat(real)),))
+    except OSError as error:
+        raise DatasetError(f"cannot read {error.filename or root}: {error.strerror}; check that it exists and that you may read it") from error
+    if not any(not entry.entry.folder for entry in found.values()):
+        raise DatasetError(f"{root} holds no files; give the folder that holds the data itself")
+    return Tree(real, found)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    shown: str  # the root as the user wrote it
+    real: str
+    outside_links: bool
+    found: dict[str, Found]
+
+    def folder(self, place: str, below: str, above: tuple[tuple[int, int], ...]) -> None:
+        with os.scandir(place) as children:
+            for child in children:
+                if child.name in SKIPPED:
+                    continue
+                path = below + self._checked(child.name, below)
+                linked = child.is_symlink()
+                status = self._followed(child, path) if linked else child.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    self.found[path] = Found(Entry(path, status.st_size), child.path, _signature(status))
+                elif stat.S_ISDIR(status.st_mode):
+                    if _identity(status) in above:
+                        raise self._refused(path, "a link to a folder it lies in; remove the link")
+                    self.found[path] = Found(Entry(path, folder=True), child.path, (0, 0, 0, 0))
+                    self.folder(child.path, path + "/", (*above, _identity(status)))
+                else:
+                    raise self._refused(path, "neither a file nor a folder (a device, pipe or socket); remove it or give another folder")
+
+    def _checked(self, name: str, below: str) -> str:
+        try:
+            size = len(name.encode())
+        except UnicodeEncodeError:
+            raise self._refused(below + name.encode("utf-8", "backslashreplace").decode(), "named with bytes that are not UTF-8; rename it") from None
+        if not name.isprintable() and any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
+            raise self._refused(below + name, "named with control characters; rename it")
+        if size > _MAX_NAME or len(below.encode()) + size > _MAX_PATH:
+            raise self._refused(below + name, "named too long for a Linux file system; shorten the path")
+        return name
+
+    def _followed(self, child: os.DirEntry[str], path: str) -> os.stat_result:
+        try:
+            target = os.path.realpath(child.path, strict=True)
+        except OSError:
+            raise self._refused(path, f"a link that leads nowhere ({os.readlink(child.path)}); remove it or restore its target") from None
+        if not self.outside_links and os.path.commonpath([target, self.real]) != self.real:
+            raise self._refused(path, f"a link that leaves the folder (to {target}); copy the target into the folder")
+        return os.stat(target)
+
+    def _refused(self, path: str, why: str) -> DatasetError:
+        return DatasetError(f"{self.shown}/{path!r:.300} cannot be shipped: it is {why}")
+
+
+def blocks(part: Part, tree: Tree) -> Iterator[bytes | bytearray | memoryview]:
+    """Yield the bytes of a chunk; each block is good until the next one is asked for.
+
+    DatasetError when a file is not what was found, or changes while it is read.
+    """
+    if part.piece:
+        yield from _content(tree, part.members[0], part.offset, part.size)
+        return
+    block = bytearray()
+    for entry in part.members:
+        block += header(entry)
+        if not entry.folder:
+            for piece in _content(tree, entry, 0, entry.size):
+                block += piece
+            block += bytes(padding(entry.size))
+        if len(block) >= _BUFFER:
+            yield block
+            block = bytearray()
+    if block:
+        yield block
+
+
+def _content(tree: Tree, entry: Entry, offset: int, size: int) -> Iterator[memoryview]:
+    found = tree.found.get(entry.path)
+    if found is None:
+        raise _changed(tree, entry.path)
+    try:
+        file = os.open(found.place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that took its place must not hold us
+    except OSError as error:
+        raise DatasetError(f"cannot read {found.place}: {error.strerror}; check that you may read it") from error
+    try:
+        if _signature(os.fstat(file)) != found.signature:
+            raise _changed(tree, entry.path)
+        buffer = memoryview(bytearray(min(_BUFFER, size)))
+        while size:
+            got = os.preadv(file, [buffer[: min(size, len(buffer))]], offset)
+            if not got:
+                raise _changed(tree, entry.path)
+            yield buffer[:got]
+            offset, size = offset + got, size - got
+        if _signature(os.fstat(file)) != found.signature:
+            raise _changed(tree, entry.path)
+    except OSError as error:
+        raise DatasetError(f"cannot read {found.place}: {error.strerror}; check the disk it lies on") from error
+    finally:
+        os.close(file)
+
+
+def _changed(tree: Tree, path: str) -> DatasetError:
+    return DatasetError(f"{tree.root}/{path} changed while the data was read; stop what writes to it, then submit again")

@@ -1,0 +1,203 @@
+"""Brings inputs and checkpoints to a host: only the chunks it lacks, several channels at a time, verified as they arrive.
+
+Each channel sends chunk after chunk without waiting; the host hashes and unpacks one while the next is on its way. Any break ends
+the call with HostUnreachable; called again it goes on after the last verified chunk.
+
+Rules for editing: idempotent, and safe beside another worker's. The order matters once: the first chunk makes all folders, so it is there
+before any other is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remote_trainer.dataset.cache import Cache, Packed
+from remote_trainer.errors import DigestMismatch, HostError, HostFull, HostUnreachable
+from remote_trainer.host.depot import Begun, Depot, chunk_line, outcome
+from remote_trainer.model import Input
+from remote_trainer.ports import Channel, Progress
+
+_WINDOW = 2 << 20  # bytes that one SSH channel may have under way: OpenSSH's own limit
+_WANTED_RATE = 125_000_000  # bytes a second worth filling: 1 Gbit/s
+_FEWEST, _MOST = 2, 8  # channels; sshd allows ten sessions on a connection, and jobs need some too
+_BUSY_S = 1.0
+_SENDS = 3  # of one chunk, when it arrives damaged
+_SPARE = 64 << 20  # bytes to leave free on the host
+
+
+async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *, progress: Progress | None = None) -> None:
+    """Make every input complete and verified on the host, for the job with that key (its attempt's label). Idempotent.
+
+    ``progress`` counts bytes of all inputs. DatasetError when a source was edited since it was packed, HostFull before anything is sent,
+    DigestMismatch when bytes keep arriving damaged.
+    """
+    total = sum(given.size for given in inputs)
+    done = 0
+    for given in inputs:
+        before = done
+        await _ship(depot, key, given, cache, lambda size, before=before: progress and progress(before + size, total))  # type: ignore[misc]
+        done += given.size
+        if progress:
+            progress(done, total)
+
+
+async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Callable[[int], object]) -> None:
+    while (begun := await depot.begin(given, key)) is None:
+        await asyncio.sleep(_BUSY_S)  # another job brings it
+    if begun.present:
+        return
+    packed = await asyncio.to_thread(cache.open, given)
+    transfer = _Transfer(depot, key, given, packed, advance, begun.got & set(range(len(given.chunks))))
+    await _check_space(depot, given, begun, transfer.left)
+    if 0 in transfer.waiting:
+        await transfer.run(channels=1, only=1)
+    if transfer.waiting:
+        await transfer.run(channels=min(await _channels(depot), len(transfer.waiting)))
+    await depot.finish(given, key)
+
+
+async def _check_space(depot: Depot, given: Input, begun: Begun, needed: int) -> None:
+    free = begun.free
+    if free < needed + _SPARE:
+        await depot.prune(0)
+        free, _ = await depot.space()
+    if free < needed + _SPARE:
+        raise HostFull(
+            f"{given.name} needs {needed / 1e9:.2f} GB on {depot.transport.address}, {free / 1e9:.2f} GB are free: free some, or take a "
+            "host with a larger disk"
+        )
+
+
+async def _channels(depot: Depot) -> int:
+    """How many channels fill the line: each carries one window per round trip."""
+    started = time.monotonic()
+    await depot.transport.run(["true"])
+    round_trip_s = (time.monotonic() - started) / 2
+    return max(_FEWEST, min(_MOST, -(-int(round_trip_s * _WANTED_RATE) // _WINDOW)))
+
+
+@dataclass
+class _Transfer:
+    depot: Depot
+    key: str
+    given: Input
+    packed: Packed
+    advance: Callable[[int], object]
+    got: set[int]
+    waiting: deque[int] = field(init=False)
+    sends: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(number for number in range(len(self.given.chunks)) if number not in self.got)
+
+    @property
+    def left(self) -> int:
+        """Bytes that are not on the host."""
+        return sum(chunk.size for number, chunk in enumerate(self.given.chunks) if number not in self.got)
+
+    async def run(self, *, channels: int, only: int = 0) -> None:
+        """Send what waits (or ``only`` so many chunks) until each is verified over there."""
+        target = len(self.got) + (only or len(self.waiting))
+        while len(self.got) < target:
+            missing = target - len(self.got)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(min(channels, missing)):
+                        group.create_task(self._channel(missing if only else 0), name=f"ship {self.given.name} {number}")
+            except ExceptionGroup as several:
+                raise _gravest(several) from several
+
+    async def _channel(self, only: int) -> None:
+        sent: deque[int] = deque()
+        async with self.depot.receiving(self.given, self.key) as channel:
+            heard = asyncio.create_task(self._hear(channel, sent), name=f"ship {self.given.name} replies")
+            try:
+                while self.waiting and not heard.done() and (not only or not sent):
+                    number = self.waiting.popleft()
+                    sent.append(number)
+                    await self._send(channel, number, heard)
+                await channel.end()
+                await heard
+            finally:
+                heard.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await heard
+            if sent:
+                await self._explain(channel)
+
+    async def _send(self, channel: Channel, number: int, heard: asyncio.Task[None]) -> None:
+        await channel.write(chunk_line(self.given, number))
+        blocks = self.packed.read(number)
+        while not heard.done() and (block := await asyncio.to_thread(_next, blocks)):
+            await channel.write(block)
+
+    async def _hear(self, channel: Channel, sent: deque[int]) -> None:
+        """Take the host's word on each chunk until it says no more."""
+        rest = b""
+        while data := await channel.read():
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                number, fine = outcome(line, self.depot.transport.address)
+                if number not in sent:
+                    raise HostError(f"{self.depot.transport.address} speaks of a chunk it was not sent: {number}")
+                sent.remove(number)
+                if fine:
+                    self.got.add(number)
+                    self.advance(self.given.size - self.left)
+                else:
+                    await self._again(number)
+
+    async def _again(self, number: int) -> None:
+        """A chunk arrived as something else: our source was edited, or the way damaged it."""
+        await asyncio.to_thread(self.packed.verify, number)
+        self.sends[number] += 1
+        if self.sends[number] >= _SENDS:
+            raise DigestMismatch(f"chunk {number} of {self.given.name} arrived damaged {_SENDS} times on {self.depot.transport.address}")
+        self.waiting.append(number)
+
+    async def _explain(self, channel: Channel) -> None:
+        """The host stopped before it had taken everything."""
+        said = (await channel.read_error()).decode(errors="replace").strip()[-300:]
+        code = await channel.wait()
+        raise HostUnreachable(f"the transfer to {self.depot.transport.address} broke off (status {code}): {said or 'no words'}")
+
+
+def _next(blocks: Iterator[bytes | bytearray | memoryview]) -> bytes:
+    return bytes(next(blocks, b""))
+
+
+def _gravest(several: ExceptionGroup[Exception]) -> Exception:
+    """A break of the line follows from everything else."""
+    flat = [error for error in several.exceptions]
+    return next((error for error in flat if not isinstance(error, HostUnreachable)), flat[0])
+
+
+async def restore(depot: Depot, key: str, files: Sequence[tuple[str, str, Path]], *, progress: Progress | None = None) -> None:
+    """Put files into a job's work folder: (path there, SHA-256, local file). Verified there, then moved into place. Idempotent."""
+    if not files:
+        return
+    _, data = await depot.space()
+    inbox = f"{data}/tmp/restore.{key}"
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=files[0][2].parent) as folder:
+        named = [Path(folder) / f"{number}.{sha256[:16]}" for number, (_, sha256, _) in enumerate(files)]
+        await asyncio.to_thread(_link_all, [file for _, _, file in files], named)
+        await depot.transport.push(named, inbox, progress=progress)
+        lines = [(name.name, sha256, path) for name, (path, sha256, _) in zip(named, files, strict=True)]
+    await depot.place(key, inbox, lines)
+
+
+def _link_all(files: Sequence[Path], names: Sequence[Path]) -> None:
+    for file, name in zip(files, names, strict=True):
+        try:
+            os.link(file, name)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(file, name)
