@@ -46,13 +46,17 @@ format: setup
 
 demo: setup $(DEMO)/tiny-sdxl/model_index.json
 	$(BIN)/run-training --tool sdxl-lora@1 --driver local --dataset tests/fixtures/muybridge-cat --base $(DEMO)/tiny-sdxl \
-	    --set resolution=64 --set steps=60 --set network_dim=4
+	    --set resolution=64 --set rank=4 --set steps=60
 
 $(DEMO)/tiny-sdxl/model_index.json: scripts/make_tiny_sdxl.py
 	$(BIN)/python scripts/make_tiny_sdxl.py $(DEMO)/tiny-sdxl
 
 bench: setup
 	$(BIN)/python -m bench
+
+# The parts of docs/*.md that are made from code.
+docs: setup
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(DEMO) dist build .mypy_cache .ruff_cache .import_linter_cache
