@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +55,7 @@ async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Cal
     if begun.present:
         return
     packed = await asyncio.to_thread(cache.open, given)
-    transfer = _Transfer(depot, key, given, packed, advance, begun.got & set(range(len(given.chunks))))
+    transfer = _Transfer(depot, key, given, packed, advance, set(begun.got).intersection(range(len(given.chunks))))
     await _check_space(depot, given, begun, transfer.left)
     if 0 in transfer.waiting:
         await transfer.run(channels=1, only=1)
@@ -112,35 +111,36 @@ class _Transfer:
             try:
                 async with asyncio.TaskGroup() as group:
                     for number in range(min(channels, missing)):
-                        group.create_task(self._channel(missing if only else 0), name=f"ship {self.given.name} {number}")
+                        group.create_task(self._channel(missing), name=f"ship {self.given.name} {number}")
             except ExceptionGroup as several:
                 raise _gravest(several) from several
 
-    async def _channel(self, only: int) -> None:
-        sent: deque[int] = deque()
+    async def _channel(self, most: int) -> None:
+        """Send chunks while there are any, at most so many; returns when the host has answered for each."""
+        sent: set[int] = set()
         async with self.depot.receiving(self.given, self.key) as channel:
-            heard = asyncio.create_task(self._hear(channel, sent), name=f"ship {self.given.name} replies")
+            listening = asyncio.create_task(self._hear(channel, sent), name=f"ship {self.given.name} replies")
             try:
-                while self.waiting and not heard.done() and (not only or not sent):
+                while self.waiting and most and not listening.done():
+                    most -= 1
                     number = self.waiting.popleft()
-                    sent.append(number)
-                    await self._send(channel, number, heard)
+                    sent.add(number)
+                    await self._send(channel, number, listening)
                 await channel.end()
-                await heard
+                await listening
             finally:
-                heard.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await heard
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
             if sent:
                 await self._explain(channel)
 
-    async def _send(self, channel: Channel, number: int, heard: asyncio.Task[None]) -> None:
+    async def _send(self, channel: Channel, number: int, listening: asyncio.Task[None]) -> None:
         await channel.write(chunk_line(self.given, number))
         blocks = self.packed.read(number)
-        while not heard.done() and (block := await asyncio.to_thread(_next, blocks)):
+        while not listening.done() and (block := await asyncio.to_thread(_next, blocks)):
             await channel.write(block)
 
-    async def _hear(self, channel: Channel, sent: deque[int]) -> None:
+    async def _hear(self, channel: Channel, sent: set[int]) -> None:
         """Take the host's word on each chunk until it says no more."""
         rest = b""
         while data := await channel.read():
