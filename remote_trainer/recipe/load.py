@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_trainer.errors import Fault, NotFound, RecipeError
-from remote_trainer.model import Output, OutputKind, Pattern, Resources, Retries
+from remote_trainer.model import Output, OutputKind, Pattern, Retries
 from remote_trainer.recipe.parameters import value_problems
 from remote_trainer.recipe.plan import glob_problem
 from remote_trainer.recipe.recipe import InputRule, Recipe, SecretRule, Step
@@ -149,6 +149,8 @@ def _templates(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """Yield pointer, text and kind (shell, text, when) of every template."""
     for key in ("health", "cleanup"):
         yield f"/{key}", data.get(key), "shell"
+    for name, value in _mapping(data.get("resources")).items():
+        yield f"/resources{pointer_part(name)}", value, "text"
     for name, value in _mapping(data.get("environment")).items():
         yield f"/environment{pointer_part(name)}", value, "text"
     for index, step in enumerate(_items(data.get("steps"))):
@@ -239,7 +241,7 @@ def _build(source: Source) -> Recipe:
         version=data["version"],
         description=data["description"].strip(),
         parameters=data.get("parameters", {}),
-        resources=Resources(**data.get("resources", {})),
+        resources=data.get("resources", {}),
         image=runtime["image"] if isinstance(runtime, dict) else "",
         files=tuple(data.get("files", ())),
         inputs=tuple(InputRule(name=name, **rule) for name, rule in rules.items()),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from remote_trainer.errors import Fault, RecipeError
-from remote_trainer.model import Output, OutputKind, Plan, PlannedStep
+from remote_trainer.model import Output, OutputKind, Plan, PlannedStep, Resources
 from remote_trainer.recipe.parameters import resolve
 from remote_trainer.recipe.recipe import Recipe, Step
 from remote_trainer.recipe.render import RenderError, evaluate, render_shell, render_text
@@ -38,7 +38,7 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
         steps=steps,
         outputs=tuple(work.output(index, output) for index, output in enumerate(recipe.outputs)),
         patterns=recipe.patterns,
-        resources=recipe.resources,
+        resources=Resources(**{name: work.amount(name, source) for name, source in recipe.resources.items()}),
         image=recipe.image,
         metrics_file=recipe.metrics_file,
         cleanup=work.try_("/cleanup", render_shell, recipe.cleanup) or "",
@@ -120,6 +120,14 @@ class _Rendering:
             stop_grace_s=step.stop_grace_s,
             retries=step.retries,
         )
+
+    def amount(self, name: str, source: int | str) -> int:
+        text = self.try_(f"/resources/{name}", render_text, str(source)) or ""
+        if re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
+            return int(text)
+        if text:
+            self.faults.append(self.recipe.fault(f"/resources/{name}", f"gives {text!r}, which is no whole number"))
+        return 0
 
     def output(self, index: int, output: Output) -> Output:
         pointer = f"/outputs/{index}/glob"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remote_trainer.errors import Fault
-from remote_trainer.model import Output, Pattern, Resources, Retries
+from remote_trainer.model import Output, Pattern, Retries
 
 #: The files a recipe may ship from the scripts folder begin so; all others lie in the tool's own folder.
 SCRIPTS_PREFIX = "scripts/"
@@ -59,7 +59,7 @@ class Recipe:
     description: str
     steps: tuple[Step, ...]
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    resources: Resources = field(default_factory=Resources)
+    resources: Mapping[str, int | str] = field(default_factory=dict)  # fields of model.Resources; texts are templates
     image: str = ""
     files: tuple[str, ...] = ()
     inputs: tuple[InputRule, ...] = ()
