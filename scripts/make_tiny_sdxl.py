@@ -25,8 +25,8 @@ UNET_WIDTHS = (32, 64, 96)
 VAE_WIDTHS = (32, 32, 64, 64)
 TEXT_WIDTHS = (32, 64)
 START, END = "<|startoftext|>", "<|endoftext|>"
-# A handful of frequent English letter pairs: enough that an ordinary caption fits in CLIP's 77 tokens.
-PAIRS = ["th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ti", "es", "or", "te", "of", "ed", "is", "it", "al", "ar", "st", "to", "nt", "ng", "se", "ha", "as", "ou", "io", "le", "ve", "co", "me", "de", "hi", "ri", "ro", "ic", "ne", "ea", "ra", "ce"]
+# Frequent English letter pairs, two by two: enough that an ordinary caption fits in CLIP's 77 tokens.
+PAIRS = "thheineranreonatenndtiesorteofedisitalarsttontngsehaasouiolevecomedehiriroicneearace"
 
 
 def byte_symbols() -> list[str]:
@@ -39,7 +39,8 @@ def byte_symbols() -> list[str]:
 def vocabulary() -> tuple[dict[str, int], list[str]]:
     """(token → id, merges): bytes, bytes that end a word, the letter pairs in both forms, and CLIP's two special tokens."""
     symbols = byte_symbols()
-    merges = [form for pair in PAIRS for form in (f"{pair[0]} {pair[1]}</w>", f"{pair[0]} {pair[1]}")]
+    pairs = [PAIRS[i : i + 2] for i in range(0, len(PAIRS), 2)]
+    merges = [form for pair in pairs for form in (f"{pair[0]} {pair[1]}</w>", f"{pair[0]} {pair[1]}")]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(merge.replace(" ", "") for merge in merges), START, END]
     return {token: number for number, token in enumerate(tokens)}, merges
 

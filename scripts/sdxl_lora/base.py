@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import BadInput
+from ends import BadInput
 
 PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),

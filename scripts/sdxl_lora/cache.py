@@ -17,16 +17,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from base import Base
-from data import BadInput, Photo, load_pixels
+from data import Photo, load_pixels
+from ends import BadInput
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 VERSION = "1"
 Tensors = dict[str, torch.Tensor]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def write_entry(path: Path, tensors: Tensors) -> None:
     os.replace(part, path)
 
 
-def counted(items: Sequence[Photo] | Sequence[str], what: str, stopping: Callable[[], None]) -> Iterator[Photo | str]:
+def counted(items: Sequence[Item], what: str, stopping: Callable[[], None]) -> Iterator[Item]:
     """The items, with a progress line every few seconds; `stopping` raises when the training is to end."""
     started = last = time.monotonic()
     for number, item in enumerate(items):
@@ -112,7 +115,6 @@ def encode_images(cache: Cache, photos: Sequence[Photo], base: Base, device: tor
     """One photo at a time in fp32: SDXL's VAE overflows in half precision."""
     vae = base.load("vae", torch.float32).to(device)
     for photo in counted(photos, "images", stopping):
-        assert isinstance(photo, Photo)
         pixels = torch.from_numpy(np.array(load_pixels(photo))).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
         scale = vae.config.scaling_factor
@@ -134,13 +136,13 @@ def encode_texts(cache: Cache, captions: Sequence[str], base: Base, device: torc
             result = encoder(ids.to(device), output_hidden_states=True)
             hidden.append(result.hidden_states[-2][0])
             pooled = result[0][0]  # of the second encoder: its projected embedding
-        shortened += len(tokenizers[0](str(caption)).input_ids) > 77
+        shortened += len(tokenizers[0](caption).input_ids) > 77
         assert pooled is not None
         tensors = {"hidden": torch.cat(hidden, dim=-1), "pooled": pooled}
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise BadInput(
-                f"the caption {str(caption)[:60]!r} encodes to values that are not numbers; the base's text encoder is damaged"
+                f"the caption {caption[:60]!r} encodes to values that are not numbers; the base's text encoder is damaged"
             )
-        write_entry(cache.text_path(str(caption)), tensors)
+        write_entry(cache.text_path(caption), tensors)
     if shortened:
         print(f"note: {shortened} captions are longer than the 77 tokens SDXL reads; the rest of each is ignored", flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import BadInput
+from ends import BadInput
 from safetensors.torch import load_file, save_file
 
 FORMAT = 1

@@ -20,16 +20,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ends import BadInput
 from options import Options
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 SHOWN_FAULTS = 20
-
-
-class BadInput(Exception):
-    """What the user gave cannot be trained on; the message says which file and what to do. Exit code 2."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -24,16 +25,13 @@ from typing import Any
 import torch
 from checkpoint import sync
 from data import Photo
+from ends import WrongFile
 from options import Options
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
 Updates = dict[str, torch.Tensor]
 ADAPTER = "default"
-
-
-class WrongFile(Exception):
-    """A file that was written does not hold what was trained. Exit code 70."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -51,15 +49,25 @@ def layers(unet: Any) -> dict[str, Any]:
     return {name: module for name, module in unet.named_modules() if len(getattr(module, "lora_A", ()))}
 
 
+def factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down, up) in fp32, made equally large by a power of two: their product is the same, and fp16 holds both well.
+
+    Early in a training the up factor is so small that fp16 alone would lose most of it.
+    """
+    (adapter,) = layer.lora_A.keys()
+    down, up = (part[adapter].weight.detach().cpu().float() for part in (layer.lora_A, layer.lora_B))
+    sizes = [float(part.abs().max()) for part in (down, up)]
+    shift = round(math.log2(sizes[0] / sizes[1]) / 2) if min(sizes) > 0 else 0
+    return down * 2.0**-shift, up * 2.0**shift
+
+
 def updates(unet: Any, rounding: torch.dtype = torch.float32) -> Updates:
     """What each layer adds to its weight, flattened to (out, in · kernel), from factors rounded as a file of that dtype holds them."""
     found = {}
     for name, layer in layers(unet).items():
-        (adapter,) = layer.lora_A.keys()
-        down, up = (
-            factor[adapter].weight.detach().cpu().to(rounding).float().flatten(1) for factor in (layer.lora_A, layer.lora_B)
-        )
-        found[name] = layer.scaling[adapter] * (up @ down)
+        down, up = (part.to(rounding).float().flatten(1) for part in factors(layer))
+        (scaling,) = layer.scaling.values()
+        found[name] = scaling * (up @ down)
     return found
 
 
@@ -93,8 +101,9 @@ def kohya_tensors(unet: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, layer in layers(unet).items():
         key = "lora_unet_" + original_name(name).replace(".", "_")
-        found[f"{key}.lora_down.weight"] = layer.lora_A[ADAPTER].weight.detach().cpu().half().contiguous()
-        found[f"{key}.lora_up.weight"] = layer.lora_B[ADAPTER].weight.detach().cpu().half().contiguous()
+        down, up = factors(layer)
+        found[f"{key}.lora_down.weight"] = down.half().contiguous()
+        found[f"{key}.lora_up.weight"] = up.half().contiguous()
         found[f"{key}.alpha"] = torch.tensor(float(layer.scaling[ADAPTER] * layer.r[ADAPTER]))
     return found
 

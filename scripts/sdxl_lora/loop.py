@@ -26,8 +26,9 @@ import torch
 import transformers
 from base import Base
 from cache import Cache, fill
-from data import BadInput, Order, Photo, dataset_digest, split
+from data import Order, Photo, dataset_digest, split
 from diffusion import Model, Sampler, noise_levels, prompts_of, training_loss, validation_loss
+from ends import BadInput, Interrupted, NotANumber, OutOfMemory
 from options import Options
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -39,14 +40,6 @@ TARGETS = {
 }
 # SDXL in bf16 with this optimiser, measured elsewhere: 6 GiB without the activations, 7 GiB of them for one image of 1024².
 FIXED_GIB, IMAGE_GIB = 6.0, 7.0
-
-
-class NotANumber(Exception):
-    """The loss or a gradient is no longer finite. Exit code 76."""
-
-
-class OutOfMemory(Exception):
-    """The accelerator's memory does not suffice. Exit code 71."""
 
 
 def train(options: Options, photos: Sequence[Photo], base: Base, stopping: Callable[[], None]) -> None:
@@ -206,10 +199,8 @@ class Run:
                 if self.step == self.options.steps:
                     return
                 self.advance()
-        except BaseException as reason:
-            # Asked to stop: keep the work. Anything else broke within a step, and its half state must not be kept.
-            if getattr(reason, "keeps_work", False):
-                self.save()
+        except Interrupted:
+            self.save()
             raise
 
     def look(self, sampler: Sampler, stopping: Callable[[], None]) -> None:

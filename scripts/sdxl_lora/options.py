@@ -3,8 +3,8 @@
 The command line, the `--config` file (a JSON object with the same names) and the table in docs/training.md all come from
 these fields. Flags on the command line win over the file, the file over the environment, the environment over the default.
 
-Editing rules: standard library only, so that a wrong flag is reported before torch is loaded. A field that changes what is
-learnt stays out of `FREE_TO_CHANGE`: a training resumes only with the same values of all others.
+Editing rules: standard library only, so that a wrong flag is reported before torch is loaded. Mark a field `free=True` only if
+it cannot change what is learnt: a training resumes only with the same values of all others.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Flag:
     high: float | None = None
     choices: tuple[str, ...] = ()
     env: str = ""
+    free: bool = False
+    """Whether a resumed training may change it: it says where things are or what is reported, not what is learnt."""
 
 
 def flag(default: Any, group: str, text: str, **more: Any) -> Any:
@@ -53,12 +55,17 @@ class Options:
         PLACES,
         "model to train on: a diffusers folder, a single .safetensors file or a hub id",
         env="RT_BASE",
+        free=True,
     )
-    dataset: str = flag("dataset", PLACES, "folder with images and, beside each, its caption as a .txt file", env="RT_DATASET")
-    output: str = flag("output", PLACES, "folder for checkpoints/, samples/, final/ and cache/", env="RT_OUTPUT")
-    metrics: str = flag("", PLACES, "file that gets one JSON object a line (default OUTPUT/metrics.jsonl)", env="RT_METRICS")
-    cache: str = flag("", PLACES, "folder for encoded images and captions (default OUTPUT/cache)", env="RT_CACHE")
-    name: str = flag("lora", PLACES, "name of the LoRA: final/NAME.safetensors and final/NAME_kohya.safetensors")
+    dataset: str = flag(
+        "dataset", PLACES, "folder with images and, beside each, its caption as a .txt file", env="RT_DATASET", free=True
+    )
+    output: str = flag("output", PLACES, "folder for checkpoints/, samples/, final/ and cache/", env="RT_OUTPUT", free=True)
+    metrics: str = flag(
+        "", PLACES, "file that gets one JSON object a line (default OUTPUT/metrics.jsonl)", env="RT_METRICS", free=True
+    )
+    cache: str = flag("", PLACES, "folder for encoded images and captions (default OUTPUT/cache)", env="RT_CACHE", free=True)
+    name: str = flag("lora", PLACES, "name of the LoRA: final/NAME.safetensors and final/NAME_kohya.safetensors", free=True)
 
     resolution: int = flag(
         1024, IMAGES, "training size, px: an image keeps its shape and gets about this squared", low=32, high=4096
@@ -66,10 +73,14 @@ class Options:
     bucket_step: int = flag(64, IMAGES, "sides are multiples of this, px; itself a multiple of 32", low=32, high=512)
     bucket_min: int = flag(0, IMAGES, "shortest side of a bucket, px (0: half the resolution)", low=0, high=4096)
     bucket_max: int = flag(0, IMAGES, "longest side of a bucket, px (0: twice the resolution)", low=0, high=8192)
-    min_image: int = flag(0, IMAGES, "refuse images whose shorter side is below this, px (0: a quarter of the resolution)", low=0)
-    convert_images: bool = flag(False, IMAGES, "accept CMYK, 16-bit and transparent images: to RGB, to 8 bit, onto white")
+    min_image: int = flag(
+        0, IMAGES, "refuse images whose shorter side is below this, px (0: a quarter of the resolution)", low=0, free=True
+    )
+    convert_images: bool = flag(
+        False, IMAGES, "accept CMYK, 16-bit and transparent images: to RGB, to 8 bit, onto white", free=True
+    )
     trigger: str = flag("", IMAGES, "word put in front of captions that lack it; the whole caption of an image without one")
-    allow_missing_captions: bool = flag(False, IMAGES, "an image without a caption trains with an empty one")
+    allow_missing_captions: bool = flag(False, IMAGES, "an image without a caption trains with an empty one", free=True)
     caption_dropout: float = flag(0.05, IMAGES, "share of draws that train with an empty caption", low=0, high=1)
 
     targets: str = flag(
@@ -91,25 +102,29 @@ class Options:
     seed: int = flag(42, TRAINING, "seed of everything random", low=0, high=2**31 - 1)
     precision: str = flag("auto", TRAINING, "auto: bf16 where the GPU has it, else fp32", choices=("auto", "bf16", "fp32"))
     gradient_checkpointing: str = flag(
-        "auto", TRAINING, "halve memory for 1.8 times the time; auto: only if the GPU is too small", choices=("auto", "on", "off")
+        "auto",
+        TRAINING,
+        "halve memory for 1.8 times the time; auto: only if the GPU is too small",
+        choices=("auto", "on", "off"),
+        free=True,
     )
-    threads: int = flag(0, TRAINING, "CPU threads (0: as torch chooses)", low=0, high=1024)
+    threads: int = flag(0, TRAINING, "CPU threads (0: as torch chooses)", low=0, high=1024, free=True)
 
-    log_every: int = flag(10, REPORTS, "steps between progress lines", low=1)
-    val_every: int = flag(250, REPORTS, "steps between validations (0: only at start and end)", low=0)
+    log_every: int = flag(10, REPORTS, "steps between progress lines", low=1, free=True)
+    val_every: int = flag(250, REPORTS, "steps between validations (0: only at start and end)", low=0, free=True)
     val_fraction: float = flag(
         0.0, REPORTS, "share of images held out for validation (0: validate on training images)", low=0, high=0.5
     )
-    sample_every: int = flag(250, REPORTS, "steps between sample images (0: only at the end)", low=0)
+    sample_every: int = flag(250, REPORTS, "steps between sample images (0: only at the end)", low=0, free=True)
     sample_count: int = flag(
-        2, REPORTS, "captions of the dataset that are sampled when no prompts are given (0: none)", low=0, high=64
+        2, REPORTS, "captions of the dataset that are sampled when no prompts are given (0: none)", low=0, high=64, free=True
     )
-    sample_prompts: str = flag("", REPORTS, "prompts to sample instead, separated by |")
-    sample_steps: int = flag(25, REPORTS, "denoising steps of a sample", low=1, high=1000)
-    sample_guidance: float = flag(5.0, REPORTS, "guidance scale of a sample", low=0, high=100)
+    sample_prompts: str = flag("", REPORTS, "prompts to sample instead, separated by |", free=True)
+    sample_steps: int = flag(25, REPORTS, "denoising steps of a sample", low=1, high=1000, free=True)
+    sample_guidance: float = flag(5.0, REPORTS, "guidance scale of a sample", low=0, high=100, free=True)
 
-    checkpoint_every: int = flag(250, SAVING, "steps between checkpoints (0: only when stopped and at the end)", low=0)
-    keep_checkpoints: int = flag(3, SAVING, "newest checkpoints that are kept", low=1, high=1000)
+    checkpoint_every: int = flag(250, SAVING, "steps between checkpoints (0: only when stopped and at the end)", low=0, free=True)
+    keep_checkpoints: int = flag(3, SAVING, "newest checkpoints that are kept", low=1, high=1000, free=True)
 
     @property
     def output_dir(self) -> Path:
@@ -141,14 +156,9 @@ class Options:
 
     def fingerprint(self) -> dict[str, Any]:
         """The values that decide what is learnt: a checkpoint only continues under the same ones."""
-        free = FREE_TO_CHANGE if self.lr_schedule != "constant" else FREE_TO_CHANGE | {"steps"}
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
-
-
-# The base and the images are compared by content, not by path.
-FREE_TO_CHANGE = frozenset(
-    ["base", "dataset", "output", "metrics", "cache", "name", "convert_images", "min_image", "allow_missing_captions", "gradient_checkpointing", "threads", "log_every", "val_every", "sample_every", "sample_count", "sample_prompts", "sample_steps", "sample_guidance", "checkpoint_every", "keep_checkpoints"]
-)
+        decisive = {name: getattr(self, name) for name, (_, _, about) in flags().items() if not about.free}
+        # More steps at a constant rate are the same training, longer.
+        return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
 
 
 def flags() -> dict[str, tuple[type, Any, Flag]]:

@@ -28,18 +28,12 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from base import find
-from data import BadInput, survey
+from data import survey
+from ends import End, Interrupted
 from options import Options, parse
-
-BAD_INPUT, WRONG_FILE, OUT_OF_MEMORY, INTERRUPTED, NOT_A_NUMBER = 2, 70, 71, 75, 76
-
-
-class Interrupted(Exception):
-    """The program was asked to stop. Exit code 75."""
-
-    keeps_work = True
 
 
 class Stop:
@@ -52,11 +46,12 @@ class Stop:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
 
     def __call__(self) -> None:
         if self.asked:
-            raise Interrupted
+            raise Interrupted("asked to stop; the work is kept, run the same command again to resume")
 
 
 def smoke_options(options: Options) -> Options:
@@ -72,50 +67,27 @@ def smoke_options(options: Options) -> Options:
         shape.paste("white", (24, 24, 72, 72))
         shape.save(folder / "dataset" / f"{name}.png")
         (folder / "dataset" / f"{name}.txt").write_text(f"a white square on {name}\n")
-    places = {
-        "base": str(folder / "base"),
-        "dataset": str(folder / "dataset"),
-        "output": str(folder / "output"),
-        "metrics": "",
-        "cache": "",
-    }
-    tiny = {"resolution": 64, "bucket_step": 32, "targets": "locon", "rank": 8, "steps": 20, "batch_size": 4, "lr": 3e-3}
-    return dataclasses.replace(options, **places, **tiny, sample_steps=4, sample_every=10, checkpoint_every=10)
+    tiny: dict[str, Any] = {"resolution": 64, "bucket_step": 32, "targets": "locon", "rank": 8, "steps": 20, "lr": 3e-3}
+    tiny |= {"batch_size": 4, "sample_steps": 4, "sample_every": 10, "checkpoint_every": 10, "metrics": "", "cache": ""}
+    tiny |= {place: str(folder / place) for place in ("base", "dataset", "output")}
+    return dataclasses.replace(options, **tiny)
 
 
 def main() -> int:
-    """Check everything that is cheap to check, then train."""
+    """Check everything that is cheap to check, then load torch and train."""
     stop = Stop()
     options, smoke = parse(sys.argv[1:], os.environ)
-    if smoke:
-        options = smoke_options(options)
     try:
-        photos = survey(options)
-        base = find(options.base)
-        stop()
+        options = smoke_options(options) if smoke else options
+        photos, base = survey(options), find(options.base)
         print(f"{len(photos)} images, base {base.name}", flush=True)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except Interrupted:
-        return INTERRUPTED
-    return guarded(options, photos, base, stop)
+        stop()
+        from loop import train
 
-
-def guarded(options, photos, base, stop) -> int:
-    """Train; each foreseen end is an exit code and one message."""
-    import export
-    import loop
-
-    codes = {BadInput: BAD_INPUT, export.WrongFile: WRONG_FILE, loop.OutOfMemory: OUT_OF_MEMORY, loop.NotANumber: NOT_A_NUMBER}
-    try:
-        loop.train(options, photos, base, stop)
-    except Interrupted:
-        print("interrupted; the work is kept: run the same command again to resume", flush=True)
-        return INTERRUPTED
-    except tuple(codes) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return codes[type(error)]
+        train(options, photos, base, stop)
+    except End as end:
+        print(f"{'stopped' if isinstance(end, Interrupted) else 'error'}: {end}", file=sys.stderr, flush=True)
+        return end.exit_code
     return 0
 
 

@@ -1,0 +1,83 @@
+"""Fixtures for the training scripts, which live outside the package and are imported as they are on a host: from their folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# OpenMP threads that spin while they wait slow everything down a hundredfold on shared cores; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+PHOTOGRAPHS = ROOT / "tests" / "fixtures" / "muybridge-cat"
+sys.path[:0] = [str(SCRIPTS / "sdxl_lora"), str(SCRIPTS)]
+
+# A profile that trains in seconds: small pictures, and the targets with which even a random base visibly learns.
+TINY = {
+    "resolution": 64,
+    "bucket_step": 32,
+    "targets": "locon",
+    "rank": 4,
+    "alpha": 2.0,
+    "lr": 3e-3,
+    "batch_size": 4,
+    "val_every": 0,
+    "sample_every": 0,
+    "sample_count": 0,
+    "checkpoint_every": 0,
+    "log_every": 1,
+    "threads": 1,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs the training libraries, and says so."""
+    for item in items:
+        if Path(item.fspath).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.train)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SDXL base model."""
+    from make_tiny_sdxl import make
+
+    out = tmp_path_factory.mktemp("base") / "tiny"
+    make(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of encoded images for all trainings."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def arguments(**options: object) -> list[str]:
+    """Options as a command line."""
+    named = {name.replace("_", "-"): value for name, value in options.items()}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in named.items()]
+
+
+@pytest.fixture
+def run(base: Path, cache: Path, tmp_path: Path) -> Callable[..., Path]:
+    """run(**options) trains in this process with the tiny profile and returns the output folder."""
+
+    def train(stopping: Callable[[], None] = lambda: None, **options: object) -> Path:
+        from base import find
+        from data import survey
+        from loop import train
+        from options import parse
+
+        given = {"base": base, "dataset": PHOTOGRAPHS, "output": tmp_path / "output", "cache": cache, **TINY, **options}
+        chosen, _ = parse(arguments(**given), {})
+        train(chosen, survey(chosen), find(chosen.base), stopping)
+        return chosen.output_dir
+
+    return train

@@ -1,0 +1,183 @@
+"""What the trainer says about a dataset before it spends anything, and the order in which it reads it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.train.conftest import PHOTOGRAPHS, arguments
+
+
+def options(dataset: Path, **more: object):
+    from options import parse
+
+    return parse(arguments(dataset=dataset, resolution=64, bucket_step=32, **more), {})[0]
+
+
+def survey(dataset: Path, **more: object):
+    from data import survey
+
+    return survey(options(dataset, **more))
+
+
+def refusal(dataset: Path, **more: object) -> str:
+    from ends import BadInput
+
+    with pytest.raises(BadInput) as caught:
+        survey(dataset, **more)
+    return str(caught.value)
+
+
+def add(folder: Path, name: str, image: Image.Image | None = None, caption: str = "a picture") -> Path:
+    (image or Image.new("RGB", (96, 64), "teal")).save(folder / name)
+    (folder / name).with_suffix(".txt").write_text(caption)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("resolution", "step", "low", "high", "expected"),
+    [
+        (64, 64, 64, 128, [(64, 64)]),
+        (64, 32, 32, 128, [(32, 96), (32, 128), (64, 64), (96, 32), (128, 32)]),
+        (128, 64, 64, 256, [(64, 192), (64, 256), (128, 128), (192, 64), (256, 64)]),
+        (100, 32, 64, 160, [(64, 128), (96, 96), (128, 64)]),
+    ],
+)
+def test_buckets(resolution: int, step: int, low: int, high: int, expected: list[tuple[int, int]]) -> None:
+    """Buckets are all sizes in steps between the limits whose area is at most the resolution squared and as large as that allows."""
+    from data import buckets
+
+    assert buckets(resolution, step, low, high) == expected
+
+
+def test_the_real_buckets_stay_within_their_budget() -> None:
+    """At 1024² every bucket has sides in steps of 64 within the limits, at most the area, and its transpose beside it."""
+    from data import buckets
+
+    found = buckets(1024, 64, 512, 2048)
+    assert (1024, 1024) in found and (832, 1216) in found
+    assert all(w % 64 == h % 64 == 0 and 512 <= min(w, h) and max(w, h) <= 2048 and w * h <= 1024**2 for w, h in found)
+    assert {(h, w) for w, h in found} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((100, 100), (64, 64)), ((300, 100), (96, 32)), ((100, 300), (32, 96)), ((4000, 10), (128, 32)), ((161, 114), (64, 64))],
+)
+def test_an_image_goes_to_the_bucket_of_the_closest_shape(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """The closest shape wins, by ratio, whatever the image's size."""
+    from data import buckets, nearest
+
+    assert nearest(*size, buckets(64, 32, 32, 128)) == expected
+
+
+def test_the_smallest_scale_that_covers_the_bucket_is_cut_at_the_centre(tmp_path: Path) -> None:
+    """A 200×100 image for a 64×64 bucket is scaled to 128×64 and loses 32 px on each side; SDXL is told so."""
+    from data import Photo
+
+    photo = Photo(tmp_path, "", 200, 100, "", (64, 64))
+    assert photo.placement() == ((128, 64), (32, 0))
+    assert photo.time_ids() == [100, 200, 0, 32, 64, 64]
+
+
+def test_each_epoch_shows_every_image_once_in_batches_of_one_size(tmp_path: Path) -> None:
+    """An epoch is a permutation, its batches never mix buckets, the next epoch differs, and asking again gives the same."""
+    from data import Order
+
+    rng = random.Random(1)
+    for number in range(11):
+        add(tmp_path, f"{number}.png", Image.new("RGB", rng.choice([(96, 32), (64, 64)]), (number, 0, 0)))
+    photos = survey(tmp_path)
+    order = Order(photos, 3, seed=7)
+    epochs = [[order.batch(n + e * order.batches_per_epoch) for n in range(order.batches_per_epoch)] for e in range(2)]
+    for batches in epochs:
+        assert sorted(p.path for batch in batches for p in batch) == [p.path for p in sorted(photos, key=lambda p: p.path)]
+        assert all(len({p.bucket for p in batch}) == 1 for batch in batches)
+    assert epochs[0] != epochs[1]
+    assert [Order(photos, 3, seed=7).batch(n) for n in range(order.batches_per_epoch)] == epochs[0]
+
+
+def animated(path: Path) -> None:
+    frames = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in (0, 99, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+BAD = {
+    "corrupt.jpg": (lambda path: path.write_bytes((PHOTOGRAPHS / "cat00.jpg").read_bytes()[:900]), "cannot be read as an image"),
+    "text.png": (lambda path: path.write_text("not a picture"), "cannot be read as an image"),
+    "empty.webp": (lambda path: path.write_bytes(b""), "cannot be read as an image"),
+    "cmyk.jpg": (lambda path: Image.new("CMYK", (64, 64), (9, 9, 9, 9)).save(path), "its colours are CMYK"),
+    "deep.png": (lambda path: Image.new("I;16", (64, 64), 40000).save(path), "more than 8 bits"),
+    "glass.png": (lambda path: Image.new("RGBA", (64, 64), (9, 9, 9, 99)).save(path), "transparent parts"),
+    "tiny.png": (lambda path: Image.new("RGB", (64, 15)).save(path), "64×15 px; the shorter side must be at least 16"),
+    "moving.gif": (animated, "animated or has several pages (3)"),
+}
+
+
+def test_every_bad_image_is_named_with_its_fault_in_one_error(tmp_path: Path) -> None:
+    """Corrupt, empty, CMYK, 16-bit, transparent, tiny and animated images are all listed at once, the good one is not."""
+    add(tmp_path, "good.png")
+    for name, (write, _) in BAD.items():
+        write(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("a caption")
+    message = refusal(tmp_path)
+    lines = dict(line.strip().split(": ", 1) for line in message.splitlines()[1:])
+    assert message.startswith("8 images cannot be used in ") and set(lines) == set(BAD)
+    assert all(why in lines[name] for name, (_, why) in BAD.items())
+
+
+def test_unusual_images_can_be_converted_on_request(tmp_path: Path) -> None:
+    """With --convert-images CMYK becomes RGB, 16 bits are scaled and not clipped, and transparent parts turn white."""
+    from data import load_pixels
+
+    add(tmp_path, "deep.png", Image.new("I;16", (64, 64), 40000))
+    add(tmp_path, "glass.png", Image.new("RGBA", (64, 64), (0, 0, 0, 0)))
+    add(tmp_path, "press.jpg", Image.new("CMYK", (64, 64), (0, 0, 0, 255)))
+    found = {p.path.name: load_pixels(p).getpixel((5, 5)) for p in survey(tmp_path, convert_images=True, min_image=16)}
+    assert found == {"deep.png": (156, 156, 156), "glass.png": (255, 255, 255), "press.jpg": (0, 0, 0)}
+
+
+def test_an_opaque_alpha_channel_and_a_palette_are_ordinary(tmp_path: Path) -> None:
+    """Images that lose nothing when turned to RGB need no consent."""
+    add(tmp_path, "opaque.png", Image.new("RGBA", (64, 64), (9, 9, 9, 255)))
+    add(tmp_path, "palette.png", Image.new("P", (64, 64)))
+    add(tmp_path, "grey.png", Image.new("L", (64, 64)))
+    assert len(survey(tmp_path)) == 3
+
+
+def test_the_cameras_rotation_is_applied(tmp_path: Path) -> None:
+    """A photograph stored on its side has the size that a viewer shows."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64)).save(tmp_path / "turned.jpg", exif=exif)
+    (photo,) = survey(tmp_path, trigger="x")
+    assert (photo.width, photo.height) == (64, 96)
+
+
+def test_missing_captions_are_named_unless_allowed(tmp_path: Path) -> None:
+    """Images without a caption, or with an empty one, are named; a trigger word or a flag makes them acceptable."""
+    add(tmp_path, "told.png", caption="a thing")
+    add(tmp_path, "blank.png", caption=" \n")
+    add(tmp_path, "bare.png").with_suffix(".txt").unlink()
+    message = refusal(tmp_path)
+    assert "bare.png" in message and "blank.png" in message and "told.png" not in message
+    assert [p.caption for p in survey(tmp_path, allow_missing_captions=True)] == ["", "", "a thing"]
+    assert [p.caption for p in survey(tmp_path, trigger="sks")] == ["sks", "sks", "sks, a thing"]
+
+
+@pytest.mark.parametrize(("make", "expected"), [(True, "there is no image in"), (False, "does not exist")])
+def test_an_empty_or_absent_folder_is_refused(tmp_path: Path, make: bool, expected: str) -> None:
+    """The error names the folder."""
+    folder = tmp_path / "photos"
+    if make:
+        folder.mkdir()
+    assert expected in (message := refusal(folder)) and str(folder) in message
+
+
+def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    """A caption in another encoding is an error, not mojibake."""
+    add(tmp_path, "old.png").with_suffix(".txt").write_bytes("Müller".encode("latin-1"))
+    assert "old.txt" in refusal(tmp_path)

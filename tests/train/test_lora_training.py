@@ -1,0 +1,253 @@
+"""Real trainings on the photographs over the tiny base."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.train.conftest import PHOTOGRAPHS, SCRIPTS, TINY, arguments
+
+Run = Callable[..., Path]
+TRAIN = SCRIPTS / "sdxl_lora" / "train.py"
+
+
+def final(output: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (output / "final").glob("*.safetensors")}
+
+
+def checkpoints(output: Path) -> list[str]:
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+def start(*argv: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *argv], stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(env or {})}
+    )
+
+
+RELOAD = """
+import json, sys, torch
+from diffusers import StableDiffusionXLPipeline
+found = {}
+for file in sys.argv[2:]:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[1], dtype=torch.float32, local_files_only=True)
+    pipeline.load_lora_weights(file, local_files_only=True)
+    layers = {n: m for n, m in pipeline.unet.named_modules() if len(getattr(m, "lora_A", ()))}
+    found[file] = {n: float(m.get_delta_weight("default_0").norm()) for n, m in layers.items()}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(output folder, standard output) of one training by the command line, as the recipe starts it."""
+    output = tmp_path_factory.mktemp("trained") / "output"
+    more = {
+        "steps": 30,
+        "val_every": 15,
+        "sample_every": 15,
+        "sample_count": 1,
+        "sample_steps": 3,
+        "checkpoint_every": 10,
+        "log_every": 10,
+    }
+    env = {"RT_BASE": str(base), "RT_DATASET": str(PHOTOGRAPHS), "RT_OUTPUT": str(output), "RT_CACHE": str(cache)}
+    env["RT_METRICS"] = str(output.parent / "metrics.jsonl")
+    process = start(*arguments(**{**TINY, **more, "keep_checkpoints": 2, "name": "cat"}), env=env)
+    said, errors = process.communicate(timeout=110)
+    assert process.returncode == 0, errors
+    return output, said
+
+
+def test_training_lowers_the_validation_loss(trained: tuple[Path, str]) -> None:
+    """In 30 steps the loss on fixed noise and timesteps falls at every look, by a quarter at least."""
+    output, _ = trained
+    losses = list(json.loads((output / "final" / "training.json").read_text())["val_loss"].values())
+    assert len(losses) == 3 and losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_progress_can_be_followed(trained: tuple[Path, str]) -> None:
+    """Progress lines have one form, and the metrics file holds one JSON object a line with step and time."""
+    output, said = trained
+    steps = [line.split() for line in said.splitlines() if line.startswith("step ")]
+    assert [words[1] for words in steps] == ["10/30", "20/30", "30/30"]
+    assert all(words[2::2][:2] == ["loss", "lr"] and words[7:9] == ["steps/s", "eta"] and words[-1] == "s" for words in steps)
+    metrics = [json.loads(line) for line in (output.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics if "loss" in m] == [10, 20, 30]
+    assert [m["step"] for m in metrics if "val_loss" in m] == [0, 15, 30]
+    assert all({"lr", "speed_steps_per_s", "eta_s", "time"} <= set(m) for m in metrics if "loss" in m)
+
+
+def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple[Path, str]) -> None:
+    """Samples lie under their step and number; of three checkpoints two are kept."""
+    output, _ = trained
+    samples = sorted((output / "samples").iterdir())
+    assert [s.name for s in samples] == ["step-000000-0.png", "step-000015-0.png", "step-000030-0.png"]
+    with Image.open(samples[-1]) as image:
+        assert image.size == (64, 64) and image.getextrema() != ((0, 0),) * 3
+    assert samples[0].read_bytes() != samples[-1].read_bytes()
+    assert checkpoints(output) == ["step-000020", "step-000030"]
+
+
+def test_both_files_load_elsewhere_with_the_trained_updates(trained: tuple[Path, str], base: Path) -> None:
+    """A fresh process reads every layer from either file with the strength it was trained with, alpha ≠ rank included."""
+    from checkpoint import newest
+
+    output, _ = trained
+    files = [str(output / "final" / name) for name in ("cat.safetensors", "cat_kohya.safetensors")]
+    result = subprocess.run([sys.executable, "-c", RELOAD, str(base), *files], capture_output=True, text=True, timeout=110)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    adapter = newest(output / "checkpoints").tensors("adapter")
+    downs = {name.removesuffix(".lora_A.weight"): value for name, value in adapter.items() if ".lora_A" in name}
+    scale = TINY["alpha"] / TINY["rank"]
+    expected = {
+        n: scale * float((adapter[n + ".lora_B.weight"].flatten(1) @ down.flatten(1)).norm()) for n, down in downs.items()
+    }
+    for file in files:
+        assert found[file] == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
+    """Network, base and tags are in its metadata, names are those of the original SDXL, and the hash is of its tensors."""
+    import hashlib
+
+    from safetensors import safe_open
+
+    file = trained[0] / "final" / "cat_kohya.safetensors"
+    with safe_open(file, "pt") as content:
+        about, names = content.metadata(), list(content.keys())
+        alphas = {float(content.get_tensor(name)) for name in names if name.endswith(".alpha")}
+    data = file.read_bytes()
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    assert about["sshs_model_hash"] == hashlib.sha256(body).hexdigest()
+    assert (about["ss_network_dim"], about["ss_network_alpha"], about["ss_base_model_version"]) == ("4", "2.0", "sdxl_base_v1-0")
+    assert json.loads(about["ss_tag_frequency"])["dataset"]["side view"] == 24
+    assert alphas == {2.0}
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in names
+    assert "lora_unet_output_blocks_0_0_in_layers_2.lora_up.weight" in names
+
+
+def test_a_stopped_training_resumes_bit_for_bit(run: Run, base: Path, cache: Path, tmp_path: Path) -> None:
+    """TERM ends the program with code 75 and a checkpoint; run again it gives the very files of one never interrupted."""
+    options = {"steps": 24, "lr_schedule": "cosine", "warmup": 3, "grad_accumulation": 2, "batch_size": 2, "caption_dropout": 0.2}
+    output = tmp_path / "stopped"
+    process = start(*arguments(**{**TINY, **options, "base": base, "dataset": PHOTOGRAPHS, "cache": cache, "output": output}))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, errors = process.communicate(timeout=110)
+    assert process.returncode == 75 and "asked to stop" in errors
+    (kept,) = checkpoints(output)
+    assert 2 <= int(kept.removeprefix("step-")) < 24
+    resumed = run(**options, output=output)
+    assert final(resumed) == final(run(**options))
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """When the newest checkpoint does not verify the one before is used, a line says so, and the result is the same."""
+    output = run(steps=6, checkpoint_every=2)
+    whole = final(output)
+    damaged = output / "checkpoints" / "step-000006" / "adapter.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 1
+    damaged.write_bytes(content)
+    capsys.readouterr()
+    assert final(run(steps=6, checkpoint_every=2)) == whole
+    said = capsys.readouterr().out
+    assert "step-000006 is damaged (adapter.safetensors does not match its digest)" in said and "resumed at step 4" in said
+
+
+def test_another_configuration_is_refused(run: Run) -> None:
+    """Resuming names each option that differs, with both values; what is only reported may change, and so may more steps."""
+    from ends import BadInput
+
+    run(steps=2)
+    with pytest.raises(BadInput) as caught:
+        run(steps=2, lr=1e-3, rank=8, dataset=PHOTOGRAPHS, trigger="muybridge")
+    lines = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
+    assert lines == {"lr", "rank", "trigger", "dataset"} and "lr: 0.003 in the checkpoint, 0.001 now" in str(caught.value)
+    assert checkpoints(run(steps=3, log_every=2, keep_checkpoints=1)) == ["step-000003"]
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_learnt(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that blows the weights up ends the training with its own error, and no checkpoint holds the wreck."""
+    from ends import NotANumber
+
+    with pytest.raises(NotANumber, match="the loss is"):
+        run(steps=40, lr=10, clip=0, alpha=4000, output=tmp_path / "wreck")
+    assert NotANumber.exit_code == 76 and not (tmp_path / "wreck" / "final").exists()
+
+
+def test_encoding_happens_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second training encodes nothing, another caption is encoded alone, and a truncated entry is made again."""
+    fresh = tmp_path / "cache"
+    run(steps=1, cache=fresh)
+    assert "encoded 32 images" in capsys.readouterr().out
+    run(steps=1, cache=fresh, output=tmp_path / "second", sample_prompts="a thing never seen", sample_steps=1)
+    assert "encoded 1 captions" in (said := capsys.readouterr().out) and "images in 0" not in said.split("buckets")[0]
+    entry = next((fresh / "images").iterdir())
+    entry.write_bytes(entry.read_bytes()[:100])
+    run(steps=1, cache=fresh, output=tmp_path / "third")
+    assert "encoded 1 images" in capsys.readouterr().out
+
+
+def test_held_out_images_are_not_trained_on() -> None:
+    """A quarter of eight images is two, the same two for the same seed; without a share all images train."""
+    from data import Photo, split
+
+    photos = [Photo(Path(f"{n}.png"), "", 64, 64, "", (64, 64)) for n in range(8)]
+    learned, watched = split(photos, 0.25, seed=3)
+    assert len(watched) == 2 and sorted([*learned, *watched], key=lambda p: p.path) == photos
+    assert split(photos, 0.25, seed=3) == (learned, watched)
+    assert split(photos, 0, seed=3) == (photos, photos)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda folder: None, "does not exist; give a diffusers folder"),
+        (lambda folder: folder.mkdir(), "model_index.json cannot be read"),
+        (lambda folder: index(folder, "StableDiffusionPipeline", None), "is not SDXL"),
+        (lambda folder: index(folder, "StableDiffusionXLPipeline", "text_time"), "has no .safetensors weights"),
+        (lambda folder: folder.write_bytes(b"\x10\0\0\0\0\0\0\0{}              "), "is not an SDXL checkpoint"),
+        (lambda folder: folder.write_bytes(b"pickle"), "is not a readable .safetensors file"),
+    ],
+)
+def test_a_base_of_another_family_is_refused_before_torch_is_loaded(
+    spoil: Callable[[Path], object], expected: str, tmp_path: Path
+) -> None:
+    """Stable Diffusion 1.5, a half-copied folder and other files are named in one error."""
+    from base import find
+    from ends import BadInput
+
+    spoil(tmp_path / "model")
+    with pytest.raises(BadInput, match=expected) as caught:
+        find(str(tmp_path / "model"))
+    assert str(tmp_path / "model") in str(caught.value)
+
+
+def index(folder: Path, kind: str, embed: str | None) -> None:
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    (folder / "unet" / "config.json").write_text(json.dumps({"addition_embed_type": embed}))
+
+
+def test_bad_input_ends_with_code_2_and_one_message(tmp_path: Path) -> None:
+    """The program says what is wrong without a traceback, and before torch is loaded."""
+    process = start("--dataset", str(tmp_path), "--output", str(tmp_path / "out"))
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (2, "")
+    assert errors.startswith(f"error: there is no image in {tmp_path}") and errors.count("\n") == 1
