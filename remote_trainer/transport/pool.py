@@ -1,0 +1,127 @@
+"""The SSH connections to one host: one for all its jobs, further ones only where the server's MaxSessions asks for them.
+
+Rules for editing: one login at a time per host (sshd's MaxStartups drops more), and after a failed one the next waits, longer each time
+and with jitter, however many callers ask. A caller never waits for an attempt that began before it asked and failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import asyncssh
+
+from remote_trainer.errors import HostUnreachable
+
+T = TypeVar("T")
+
+BACKOFF_S = (0.2, 10.0)  # after the first failed login, and at most
+
+
+class Link:
+    """One connection and how many channels of ours it carries."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+        self.connection = connection
+        self.channels = 0
+        self.full = False  # the server refused one more channel
+
+    @property
+    def usable(self) -> bool:
+        return not self.connection.is_closed() and not self.full
+
+
+class Pool:
+    """Hands out room for channels."""
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncssh.SSHClientConnection]], address: str) -> None:
+        self._connect, self._address = connect, address
+        self._links: list[Link] = []
+        self._login: asyncio.Task[Link] | None = None
+        self._failures = 0
+        self._not_before = 0.0  # monotonic
+        self._closed = False
+
+    async def channel(self, start: Callable[[asyncssh.SSHClientConnection], Awaitable[T]]) -> tuple[T, Link]:
+        """Start a channel on a connection that has room. Give the link back with ``release``."""
+        while True:
+            link = self._with_room() or await self._grow()
+            link.channels += 1
+            try:
+                return await start(link.connection), link
+            except asyncssh.ChannelOpenError as error:
+                # The command was not sent, so another connection may be asked.
+                alone = link.channels == 1 and not link.connection.is_closed()
+                link.full = True
+                self.release(link, opened=False)
+                if alone:
+                    raise HostUnreachable(f"{self._address} lets us log in but not run commands: {error.reason}") from error
+            except (asyncssh.Error, OSError) as error:
+                self.release(link, opened=False)
+                raise HostUnreachable(f"the connection to {self._address} broke: {error or type(error).__name__}") from error
+            except BaseException:
+                self.release(link, opened=False)
+                raise
+
+    def release(self, link: Link, *, opened: bool = True) -> None:
+        """Note that a channel is over."""
+        link.channels -= 1
+        if opened:
+            link.full = False
+        self._links = [one for one in self._links if not one.connection.is_closed()]
+        spare = any(one is not link and one.usable for one in self._links)
+        if link.channels == 0 and link in self._links and (link.full or spare):
+            self._links.remove(link)
+            link.connection.close()
+
+    async def close(self) -> None:
+        """Close every connection, and break off a login."""
+        self._closed = True
+        if self._login:
+            self._login.cancel()
+            await asyncio.wait([self._login])
+        links, self._links = self._links, []
+        for link in links:
+            link.connection.close()
+        for link in links:
+            await link.connection.wait_closed()
+
+    def _with_room(self) -> Link | None:
+        return next((link for link in self._links if link.usable), None)
+
+    async def _grow(self) -> Link:
+        if self._closed:
+            raise HostUnreachable(f"the transport to {self._address} was closed")
+        if self._login is None or self._login.done():
+            self._login = asyncio.create_task(self._log_in(), name=f"log in to {self._address}")
+            self._login.add_done_callback(_retrieved)
+        # A caller that gives up must not end the login that others wait for.
+        try:
+            return await asyncio.shield(self._login)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise HostUnreachable(f"the transport to {self._address} was closed") from None
+            raise
+
+    async def _log_in(self) -> Link:
+        await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+        try:
+            link = Link(await self._connect())
+        except HostUnreachable:
+            first, most = BACKOFF_S
+            ceiling = min(most, first * 2**self._failures)
+            self._failures += 1
+            self._not_before = time.monotonic() + random.uniform(ceiling / 2, ceiling)  # noqa: S311 # jitter, no secret
+            raise
+        self._failures, self._not_before = 0, 0.0
+        self._links.append(link)
+        return link
+
+
+def _retrieved(task: asyncio.Task[Link]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        task.exception()  # all who waited may have gone
