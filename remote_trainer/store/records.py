@@ -57,7 +57,7 @@ async def records_of(store: Store, job_id: JobId) -> AsyncIterator[Mapping[str, 
     while events := await store.events(job_id, after=after):
         after = events[-1].seq
         for event in events:
-            yield {"kind": "event", "job": job_id, **to_document(event)}
+            yield {"kind": "event", "job": job_id, "event": to_document(event)}
     for stream in await store.log_streams(job_id):
         offset = 0
         while data := await store.read_log(job_id, stream, offset=offset):
@@ -67,4 +67,4 @@ async def records_of(store: Store, job_id: JobId) -> AsyncIterator[Mapping[str, 
     while metrics := await store.metrics(job_id, after=after):
         after = metrics[-1][0]
         for seq, metric in metrics:
-            yield {"kind": "metric", "job": job_id, "seq": seq, **to_document(metric)}
+            yield {"kind": "metric", "job": job_id, "seq": seq, "metric": to_document(metric)}

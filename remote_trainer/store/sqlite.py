@@ -260,7 +260,7 @@ class SqliteStore:
         while rows := await self._rows("export", after=after, limit=100):
             after = rows[-1][0]
             for _, job_id, body, cancel_at in rows:
-                yield {"kind": "job", **_with_wish(json.loads(body), cancel_at)}
+                yield {"kind": "job", "job": job_id, "document": _with_wish(json.loads(body), cancel_at)}
                 async for record in records.records_of(self, JobId(job_id)):
                     yield record
 
@@ -276,13 +276,15 @@ class _Save:
         ids = json.dumps([change.job_id for change in changes])
         current = {row[0]: row[1:] for row in database.execute(SQL["tokens"], {"ids": ids})}
         self._numbers: dict[JobId, int] = {}
-        live = []
+        live, stale = [], set()
         for change in changes:
             number, token = current.get(change.job_id, (0, None))
             if token == change.token:
                 self._numbers[change.job_id] = number
                 live.append(change)
-        self.stale = frozenset(change.job_id for change in changes) - self._numbers.keys()
+            else:
+                stale.add(change.job_id)
+        self.stale = frozenset(stale)
         self._write_jobs(live)
         self._append("add_event", ((change.job_id, event) for change in live for event in change.events))
         self._append("add_metric", ((change.job_id, metric) for change in live for metric in change.metrics))
