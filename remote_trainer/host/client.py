@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from remote_trainer.host import protocol, scripts
+from remote_trainer.host.depot import Depot
 from remote_trainer.host.follow import LogFollow
 from remote_trainer.model import HostFacts, Token
 from remote_trainer.ports import Completed, Follow, RemoteFile, StepSpec, StepStatus, Transport
@@ -32,6 +33,7 @@ class SupervisedHost:
 
     def __init__(self, transport: Transport, root: str = DEFAULT_ROOT) -> None:
         self._transport, self._root = transport, root
+        self._depot = Depot(transport, root)
 
     @property
     def transport(self) -> Transport:
@@ -115,12 +117,6 @@ class SupervisedHost:
 
     async def read(self, key: str, path: str, *, offset: int, limit: int = 1 << 20) -> bytes:
         return await self._depot.read(key, path, offset=offset, limit=limit)
-
-    @property
-    def _depot(self) -> Depot:
-        from remote_trainer.host.depot import Depot
-
-        return Depot(self._transport, self._root)
 
     async def _run(self, *words: str, stdin: bytes = b"", timeout_s: float = 60.0) -> Completed:
         return await scripts.run(self._transport, self._root, "supervisor", *words, stdin=stdin, timeout_s=timeout_s)
