@@ -7,7 +7,7 @@ the suite first. Nothing here may be specific to one provider, database or shell
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -180,7 +180,7 @@ class Store(Protocol):
         """Return (seq, metric) with ``seq > after`` in order."""
         ...
 
-    def watch(self, job_id: JobId | None = None) -> AsyncIterator[None]:
+    def watch(self, job_id: JobId | None = None) -> AsyncGenerator[None, None]:
         """Yield once at the start and then whenever something another connection wrote may concern the job (or any job).
 
         Spurious wakes are allowed, missed ones are not: what was written before a wake is readable after it. Wakes come within tens of
@@ -408,6 +408,10 @@ class Host(Protocol):
 
         Symlinks, devices and paths that leave the folder are not listed. Absent folder: empty.
         """
+        ...
+
+    async def fetch(self, key: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
+        """Copy one file of the output folder; as Transport.pull. Incomplete if it is not there any more or shorter than ``size``."""
         ...
 
     async def read(self, key: str, path: str, *, offset: int, limit: int = 1 << 20) -> bytes:

@@ -14,12 +14,13 @@ import secrets
 import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 from remote_trainer.host import protocol, scripts
-from remote_trainer.host.depot import Depot
+from remote_trainer.host.depot import Depot, relative
 from remote_trainer.host.follow import LogFollow
 from remote_trainer.model import HostFacts, Token
-from remote_trainer.ports import Completed, Follow, RemoteFile, StepSpec, StepStatus, Transport
+from remote_trainer.ports import Completed, Follow, Progress, RemoteFile, StepSpec, StepStatus, Transport
 
 #: The folder on the host for everything of ours.
 DEFAULT_ROOT = "~/.remote-trainer"
@@ -114,6 +115,9 @@ class SupervisedHost:
 
     async def outputs(self, key: str, globs: Sequence[str], *, settled_s: float) -> Sequence[RemoteFile]:
         return await self._depot.outputs(key, globs, settled_s=settled_s)
+
+    async def fetch(self, key: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
+        await self._transport.pull(f"{self._root}/j/{key}/w/output/{relative(path)}", target, size=size, progress=progress)
 
     async def read(self, key: str, path: str, *, offset: int, limit: int = 1 << 20) -> bytes:
         return await self._depot.read(key, path, offset=offset, limit=limit)
