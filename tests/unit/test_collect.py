@@ -1,0 +1,385 @@
+"""Collecting outputs: incremental, restart-safe, verified; against a folder as host and a folder as object store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_trainer.errors import DigestMismatch, HostUnreachable, Incomplete, ObjectsUnavailable
+from remote_trainer.model import Artifact, JobId, Output, OutputKind
+from remote_trainer.objects.local import LocalObjects
+from remote_trainer.ports import Progress, RemoteFile, StoredObject
+from remote_trainer.worker.collect import Collector, CollectResult, newest_checkpoint, read_manifest, verify_manifest
+
+CHECKPOINTS = Output(name="checkpoints", kind=OutputKind.CHECKPOINT, glob="checkpoints/*", marker="done.json", keep=2)
+LORA = Output(name="lora", kind=OutputKind.FINAL, glob="lora.bin")
+SAMPLES = Output(name="samples", kind=OutputKind.ARTIFACT, glob="samples/**")
+JOB = JobId("j1")
+
+
+@dataclass
+class FolderHost:
+    """A host whose output folder is a folder here; ``on_fetch`` may meddle before a file is copied."""
+
+    folder: Path
+    fetched: list[str] = field(default_factory=list)
+    settled: list[float] = field(default_factory=list)
+    on_fetch: Callable[[str], None] = lambda path: None
+    lies: list[RemoteFile] = field(default_factory=list)
+
+    def write(self, path: str, data: bytes = b"data", mtime: float = 1000) -> None:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        os.utime(target, (mtime, mtime))
+
+    def checkpoint(self, step: int, *, marker: bool = True, mtime: float = 1000) -> None:
+        self.write(f"checkpoints/step-{step}/weights", b"w%d" % step, mtime)
+        if marker:
+            self.write(f"checkpoints/step-{step}/done.json", b"{}", mtime)
+
+    async def outputs(self, key: str, globs: Sequence[str], *, settled_s: float) -> Sequence[RemoteFile]:
+        self.settled.append(settled_s)
+        return [*map(self._listed, sorted(each for each in self.folder.rglob("*") if each.is_file())), *self.lies]
+
+    def _listed(self, path: Path) -> RemoteFile:
+        data, stat = path.read_bytes(), path.stat()
+        name = path.relative_to(self.folder).as_posix()
+        return RemoteFile(path=name, size=stat.st_size, mtime=stat.st_mtime, sha256=hashlib.sha256(data).hexdigest())
+
+    async def fetch(self, key: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
+        self.on_fetch(path)
+        self.fetched.append(path)
+        with target.open("ab") as sink:
+            sink.write((self.folder / path).read_bytes()[sink.tell() : size])
+
+
+class FlakyObjects(LocalObjects):
+    """A folder that can be down."""
+
+    down = False
+    puts = 0
+
+    async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
+        self.puts += 1
+        if self.down:
+            raise ObjectsUnavailable("down")
+        return await super().put(key, path, sha256=sha256, progress=progress)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FolderHost:
+    (tmp_path / "host").mkdir()
+    return FolderHost(tmp_path / "host")
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> FlakyObjects:
+    return FlakyObjects(tmp_path / "objects")
+
+
+@pytest.fixture
+def make(host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> Callable[..., Collector]:
+    def collector(**changes: Any) -> Collector:
+        """A collector as a worker that was just started makes it."""
+        known = {
+            "host": host,
+            "objects": objects,
+            "outputs": (SAMPLES, LORA, CHECKPOINTS),
+            "tenant": "t",
+            "job_id": JOB,
+            "attempt": 1,
+        }
+        return Collector(**(known | {"label": "rt-x-j1-a1", "spool": tmp_path / "spool"} | changes))
+
+    return collector
+
+
+async def stored(objects: LocalObjects, prefix: str = "t/j1/a1") -> list[str]:
+    return [each.key.removeprefix("t/j1/a1/") async for each in objects.list(prefix)]
+
+
+def paths(result: CollectResult) -> list[str]:
+    return [artifact.path for artifact in result.artifacts]
+
+
+async def test_while_running(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> None:
+    """A round brings settled files to the object store under the attempt's prefix and leaves nothing in the spool."""
+    host.write("samples/1.png", b"one")
+    result = await make().collect()
+    digest = hashlib.sha256(b"one").hexdigest()
+    key = "t/j1/a1/samples/1.png"
+    assert result.artifacts == (
+        Artifact(path="samples/1.png", size=3, sha256=digest, output="samples", kind=OutputKind.ARTIFACT, key=key),
+    )
+    await objects.verify(key, size=3, sha256=digest)
+    assert host.settled[0] > 0
+    assert result.manifest is None
+    assert not [each for each in (tmp_path / "spool").rglob("*") if each.is_file()]
+
+
+async def test_what_is_kept_costs_nothing(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+    """A file that is kept is neither fetched nor put again, by the same worker or the next; a changed one is."""
+    host.write("samples/1.png")
+    host.write("samples/2.png")
+    collector = make()
+    await collector.collect()
+    await collector.collect()
+    await make().collect()
+    assert sorted(host.fetched) == ["samples/1.png", "samples/2.png"]
+    assert objects.puts == 2
+    host.write("samples/2.png", b"changed")
+    await collector.collect()
+    assert host.fetched[2:] == ["samples/2.png"]
+    assert (await make().collect()).artifacts[1].size == 7
+
+
+async def test_a_checkpoint_counts_when_whole(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+    """A checkpoint is none before its marker is there; then it is found again from the object store alone."""
+    host.checkpoint(100, marker=False)
+    collector = make()
+    assert (await collector.collect()).checkpoint is None
+    assert await newest_checkpoint(objects, "t", JOB) is None
+    host.checkpoint(100)
+    result = await collector.collect()
+    assert result.checkpoint and result.checkpoint.unit == "checkpoints/step-100"
+    assert [artifact.path for artifact in result.checkpoint.artifacts] == [
+        "checkpoints/step-100/done.json",
+        "checkpoints/step-100/weights",
+    ]
+    assert await newest_checkpoint(objects, "t", JOB) == result.checkpoint
+    assert (await make().collect()).checkpoint == result.checkpoint
+
+
+async def test_old_checkpoints_are_dropped(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+    """Of the checkpoints the newest ``keep`` stay in the object store, whatever the host still has."""
+    collector = make()
+    for number, step in enumerate((9, 10, 200, 1000)):
+        host.checkpoint(step, mtime=1000 + number // 2)
+        result = await collector.collect()
+        assert result.checkpoint and result.checkpoint.unit.endswith(f"-{step}")
+    names = sorted({each.split("/")[1] for each in await stored(objects)})
+    assert names == ["step-1000", "step-200"]
+    assert len(await stored(objects, "t/j1/records")) == 2
+    assert (await make().collect()).artifacts == result.artifacts
+
+
+async def test_an_old_checkpoint_stays_until_the_new_one_is_verified(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
+) -> None:
+    """While a newer checkpoint cannot be stored, none is dropped."""
+    only = Output(name="checkpoints", kind=OutputKind.CHECKPOINT, glob="checkpoints/*", marker="done.json", keep=1)
+    collector = make(outputs=(only,))
+    host.checkpoint(1)
+    await collector.collect()
+    host.checkpoint(2, mtime=2000)
+    objects.down = True
+    with pytest.raises(ObjectsUnavailable):
+        await collector.collect()
+    found = await newest_checkpoint(objects, "t", JOB)
+    assert found and found.unit == "checkpoints/step-1"
+    objects.down = False
+    await collector.collect()
+    assert {each.split("/")[1] for each in await stored(objects)} == {"step-2"}
+
+
+async def test_a_damaged_checkpoint_is_passed_over(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path
+) -> None:
+    """The newest checkpoint whose stored files are intact is resumed from; a later attempt's comes before an earlier one's."""
+    host.checkpoint(100)
+    host.checkpoint(200)
+    await make().collect()
+    (tmp_path / "objects/t/j1/a1/checkpoints/step-200/weights").write_bytes(b"bad")
+    found = await newest_checkpoint(objects, "t", JOB)
+    assert found and (found.attempt, found.unit) == (1, "checkpoints/step-100")
+    await make(attempt=10).collect()
+    await make(attempt=9).collect()
+    found = await newest_checkpoint(objects, "t", JOB)
+    assert found and (found.attempt, found.unit) == (10, "checkpoints/step-200")
+
+
+async def test_the_end(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> None:
+    """The last round takes everything, lists it in a manifest that is written last, and empties the spool."""
+    host.checkpoint(100)
+    host.checkpoint(200, marker=False)
+    host.write("samples/1.png")
+    host.write("lora.bin")
+    host.write("other.txt")
+    result = await make().collect(final=True)
+    assert host.settled == [0]
+    assert result.missing == ()
+    assert paths(result) == ["checkpoints/step-100/done.json", "checkpoints/step-100/weights", "lora.bin", "samples/1.png"]
+    assert result.manifest and result.manifest.complete
+    assert await read_manifest(objects, "t", JOB, 1) == result.manifest
+    await verify_manifest(objects, result.manifest)
+    text = (tmp_path / "objects" / result.manifest.key).read_text()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert not (tmp_path / "spool" / "j1" / "a1").exists()
+    assert await make().collect(final=True) == result
+
+
+async def test_a_required_output_that_is_missing(make: Callable[..., Collector], host: FolderHost) -> None:
+    """A final output that never appeared is missing, and the manifest is not complete; what there is is kept."""
+    host.write("samples/1.png")
+    result = await make().collect(final=True)
+    assert result.missing == ("lora",)
+    assert paths(result) == ["samples/1.png"]
+    assert result.manifest and not result.manifest.complete
+
+
+async def test_partial_results(make: Callable[..., Collector], host: FolderHost) -> None:
+    """The manifest of an attempt that went wrong is not complete."""
+    host.write("lora.bin")
+    result = await make().collect(final=True, complete=False)
+    assert result.missing == ()
+    assert result.manifest and not result.manifest.complete
+
+
+async def test_what_vanished_from_the_host_is_still_kept(make: Callable[..., Collector], host: FolderHost) -> None:
+    """A file that was collected stays an artifact when the job removes it."""
+    host.write("samples/1.png")
+    host.write("lora.bin")
+    await make().collect()
+    (host.folder / "samples/1.png").unlink()
+    assert paths(await make().collect(final=True)) == ["lora.bin", "samples/1.png"]
+
+
+async def test_parts_of_a_unit_that_was_never_whole(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
+) -> None:
+    """What was stored of a checkpoint that never got whole is removed at the end."""
+    host.checkpoint(100)
+    host.write("lora.bin")
+
+    def cut(path: str) -> None:
+        if path.endswith("weights"):
+            raise HostUnreachable("cut")
+
+    host.on_fetch = cut
+    with pytest.raises(HostUnreachable):
+        await make().collect()
+    (host.folder / "checkpoints/step-100/weights").unlink()
+    (host.folder / "checkpoints/step-100/done.json").unlink()
+    host.on_fetch = lambda path: None
+    result = await make().collect(final=True)
+    assert paths(result) == await stored(objects) == ["lora.bin"]
+
+
+async def test_the_object_store_is_down(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+    """While the object store is down everything is still fetched, kept in the spool, and put from there once it is back."""
+    for number in range(6):
+        host.write(f"samples/{number}.png", b"%d" % number)
+    host.write("lora.bin")
+    objects.down = True
+    collector = make()
+    with pytest.raises(ObjectsUnavailable):
+        await collector.collect(final=True)
+    assert len(host.fetched) == 7
+    objects.down = False
+    result = await make().collect(final=True)
+    assert len(host.fetched) == 7
+    assert len(result.artifacts) == 7
+
+
+async def test_a_pull_that_broke_is_resumed(make: Callable[..., Collector], host: FolderHost, tmp_path: Path) -> None:
+    """Half a file in the spool is continued by the next worker, not fetched again from its start."""
+    host.write("lora.bin", b"0123456789")
+    original = FolderHost.fetch
+
+    async def half(key: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
+        target.write_bytes(b"01234")
+        raise HostUnreachable("cut")
+
+    host.fetch = half  # type: ignore[method-assign]
+    with pytest.raises(HostUnreachable):
+        await make().collect(final=True)
+    (host.folder / "lora.bin").write_bytes(b"xxxxx56789")  # what is fetched now shows which bytes were
+    listed = RemoteFile(path="lora.bin", size=10, mtime=1, sha256=hashlib.sha256(b"0123456789").hexdigest())
+
+    async def outputs(key: str, globs: Sequence[str], *, settled_s: float) -> Sequence[RemoteFile]:
+        return [listed]
+
+    host.fetch = original.__get__(host)  # type: ignore[method-assign]
+    host.outputs = outputs  # type: ignore[method-assign]
+    assert paths(await make().collect(final=True)) == ["lora.bin"]
+
+
+async def test_a_file_that_changes_while_it_is_fetched(make: Callable[..., Collector], host: FolderHost) -> None:
+    """A file that changes between listing and fetching is left for the next round; the others are kept."""
+    host.write("samples/1.png", b"before")
+    host.write("samples/2.png")
+    host.on_fetch = lambda path: host.write("samples/1.png", b"after!")
+    collector = make()
+    assert paths(await collector.collect()) == ["samples/2.png"]
+    host.on_fetch = lambda path: None
+    assert paths(await collector.collect()) == ["samples/1.png", "samples/2.png"]
+
+
+async def test_a_file_that_never_stops_changing(make: Callable[..., Collector], host: FolderHost) -> None:
+    """At the end a file that cannot be fetched as listed is an error that names it, after several tries; no manifest is written."""
+    host.write("lora.bin")
+    number = iter(range(100))
+    host.on_fetch = lambda path: host.write("lora.bin", b"%d" % next(number))
+    with pytest.raises(DigestMismatch, match=r"lora\.bin"):
+        await make().collect(final=True)
+    assert len(host.fetched) == 3
+
+
+async def test_a_file_that_is_gone(make: Callable[..., Collector], host: FolderHost) -> None:
+    """A file that is removed between listing and fetching is nobody's fault: it is not an artifact."""
+    host.write("samples/1.png")
+    host.write("lora.bin")
+
+    def gone(path: str) -> None:
+        if path == "samples/1.png":
+            (host.folder / path).unlink()
+            raise Incomplete("gone")
+
+    host.on_fetch = gone
+    assert paths(await make().collect(final=True)) == ["lora.bin"]
+
+
+async def test_paths_that_leave_the_folder(make: Callable[..., Collector], host: FolderHost, tmp_path: Path) -> None:
+    """A host that lists paths outside its output folder gets nothing fetched under them, and the rest is kept."""
+    everything = Output(name="all", kind=OutputKind.ARTIFACT, glob="**")
+    host.write("fine")
+    host.lies = [RemoteFile(path=path, size=1, mtime=1, sha256="0" * 64) for path in ("../evil", "/etc/passwd", "a/../../b")]
+    assert paths(await make(outputs=(everything,)).collect(final=True)) == ["fine"]
+    assert host.fetched == ["fine"]
+
+
+async def test_a_file_too_large_for_the_spool(make: Callable[..., Collector], host: FolderHost) -> None:
+    """A file that does not fit on the spool's disk is not begun; the message says how large it is and what is free."""
+    host.lies = [RemoteFile(path="lora.bin", size=1 << 41, mtime=1, sha256="0" * 64)]
+    with pytest.raises(ObjectsUnavailable, match=r"lora\.bin has 2199023\.3 MB.*MB free"):
+        await make().collect(final=True)
+    assert host.fetched == []
+
+
+async def test_a_stored_copy_that_is_damaged(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path
+) -> None:
+    """A kept file whose stored bytes are damaged is noticed at the end and stored again from the host."""
+    host.write("lora.bin", b"good")
+    await make().collect()
+    stored_file = tmp_path / "objects/t/j1/a1/lora.bin"
+    before = stored_file.stat()
+    stored_file.write_bytes(b"evil")
+    os.utime(stored_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    result = await make().collect(final=True)
+    assert stored_file.read_bytes() == b"good"
+    assert result.manifest
+    stored_file.write_bytes(b"evil")
+    with pytest.raises(DigestMismatch):
+        await verify_manifest(objects, result.manifest)
+    stored_file.unlink()
+    with pytest.raises(Incomplete):
+        await verify_manifest(objects, result.manifest)
