@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -26,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from remote_trainer.errors import ConfigError
 from remote_trainer.model import Limits
 from remote_trainer.ports import DriverSettings
+from remote_trainer.redact import hide
 
 PREFIX = "REMOTE_TRAINER_"
 APP = "remote-trainer"
@@ -110,8 +112,8 @@ class Settings(BaseSettings):
     store: str = Field(
         default="",
         repr=False,  # a MongoDB URL may carry a password
-        pattern=r"^((sqlite:|mongodb://|mongodb\+srv://).+)?$",
-        description="job store: `sqlite:PATH`, or `mongodb://…/database`; empty: `sqlite:<data_dir>/jobs.db`",
+        pattern=r"^((sqlite:///|mongodb://|mongodb\+srv://).+)?$",
+        description="job store: `sqlite:///PATH`, or `mongodb://…/database`; empty: `sqlite:///<data_dir>/jobs.db`",
     )
     objects: str = Field(
         default="",
@@ -162,7 +164,7 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         """The job store's URL, the default filled in."""
-        return self.store or f"sqlite:{self.data_dir / 'jobs.db'}"
+        return self.store or f"sqlite:///{self.data_dir / 'jobs.db'}"
 
     @property
     def objects_url(self) -> str:
@@ -209,11 +211,9 @@ def load() -> Settings:
         faults += _explain(error, path)
     if faults:
         raise ConfigError("\n".join(["the settings cannot be used:", *(f"  {fault}" for fault in faults)]))
-    if settings.s3.key_id and not settings.s3.secret_key.get_secret_value():
-        secret = find_secret("s3_secret_key", settings.secrets_dir)
-        if secret is None:
-            raise ConfigError(f"s3.key_id is set without its secret: set {PREFIX}S3_SECRET_KEY")
-        settings = settings.model_copy(update={"s3": settings.s3.model_copy(update={"secret_key": SecretStr(secret)})})
+    settings = _with_s3_secret(settings)
+    hide(settings.s3.secret_key.get_secret_value())
+    hide(unquote(urlsplit(settings.store).password or ""))
     return settings
 
 
@@ -229,7 +229,7 @@ def find_secret(name: str, folder: Path) -> str | None:
         raise ConfigError(f"{name!r:.80} is no name for a secret: use letters, digits and underscores")
     for variable in (f"{PREFIX}SECRET_{name.upper()}", name):
         if os.environ.get(variable):
-            return os.environ[variable]
+            return _hidden(os.environ[variable])
     path = folder / name
     try:
         text = path.read_text()
@@ -240,7 +240,23 @@ def find_secret(name: str, folder: Path) -> str | None:
             f"secret {name}: {path} cannot be read ({type(error).__name__}): check its owner, mode and content"
         ) from None
     _check_private(path)
-    return text.strip()
+    return _hidden(text.strip())
+
+
+def _hidden(secret: str) -> str:
+    hide(secret)
+    return secret
+
+
+def _with_s3_secret(settings: Settings) -> Settings:
+    if not settings.s3.key_id or settings.s3.secret_key.get_secret_value():
+        return settings
+    secret = find_secret("s3_secret_key", settings.secrets_dir)
+    if secret is None:
+        raise ConfigError(
+            f"s3.key_id is set without its secret: set {PREFIX}S3_SECRET_KEY, or write it to {settings.secrets_dir}/s3_secret_key"
+        )
+    return settings.model_copy(update={"s3": settings.s3.model_copy(update={"secret_key": SecretStr(secret)})})
 
 
 def _config_dir() -> Path:

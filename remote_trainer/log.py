@@ -4,62 +4,29 @@ An event's name says where in a job's life it happened (``training.remote.execut
 are its keys: ``action``, ``job``, ``attempt``, ``instance``, ``token``. Bind those once with ``bound``; tasks started inside inherit
 them. Lines of libraries (asyncssh, botocore) take the same way out.
 
-Rules for editing: ``_clean`` is the only redaction and runs last before rendering, on text not yet escaped. Tracebacks never carry
-local variables. The set of secrets is the module's one piece of state: they must be hidden from every logger, also one made earlier.
+Rules for editing: ``_clean`` is the only processor that redacts (redact.py says what), and runs last before rendering, on text not yet
+escaped. Tracebacks never carry local variables.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TextIO, cast
-from urllib.parse import quote, quote_plus
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-HIDDEN = "***"
-MIN_SECRET = 4  # shorter ones would blank out half of every line
+from remote_trainer.redact import HIDDEN, hide, redact
 
-_secrets: set[str] = set()
+__all__ = ["bound", "configure", "event", "get", "hide", "redact"]
 
 _SECRET_KEY = re.compile(
     r"(?i)secret|passw|passphrase|token|api_?key|access_?key|private_?key|authori[sz]ation|cookie|credential"
 )
-_PATTERNS = (
-    (re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@]*):[^\s/@]+@"), rf"\1:{HIDDEN}@"),  # user:password@
-    (re.compile(r"(https?://)[^\s/:@]+@"), rf"\1{HIDDEN}@"),  # token@
-    (
-        re.compile(
-            r"(?i)([?&](?:x-amz-[\w-]*(?:signature|credential|token)|sig|signature|token|access_token|api_?key|key)=)[^&\s\"'<>]+"
-        ),
-        rf"\1{HIDDEN}",
-    ),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
-)
-
-
-def hide(secret: str) -> None:
-    """Keep a secret out of everything logged from now on: whole, line by line, quoted, and escaped."""
-    for part in {secret, *secret.splitlines()}:
-        if len(part.strip()) >= MIN_SECRET:
-            plain = part.strip()
-            _secrets.update(
-                {plain, quote(plain), quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1], json.dumps(plain)[1:-1]}
-            )
-
-
-def redact(text: str) -> str:
-    """Return the text without registered secrets, passwords in URLs, signatures of presigned links and bearer tokens."""
-    for secret in sorted(_secrets, key=len, reverse=True):  # the longest first: one may contain another
-        text = text.replace(secret, HIDDEN)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def event(phase: str) -> str:
