@@ -103,7 +103,7 @@ def unusual(image: Image.Image) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: 16-bit values are scaled (Pillow alone would clip them), transparent parts become white."""
     if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
+        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
     if image.mode == "F":
         low, high = image.getextrema()
         image = image.point(lambda value: (value - low) * (255 / max(high - low, 1e-9))).convert("L")

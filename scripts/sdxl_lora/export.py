@@ -150,7 +150,7 @@ def kohya_metadata(options: Options, photos: Sequence[Photo], base_name: str, pr
 
 def with_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata plus the hashes by which model sites recognise a file: of its tensor bytes, and of 64 KiB at 1 MiB."""
-    content = save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    content = serialize(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
     body = content[8 + int.from_bytes(content[:8], "little") :]
     digest = hashlib.sha256(body).hexdigest()
     legacy = io.BytesIO(content)
@@ -170,13 +170,25 @@ def adapter_settings(unet: Any) -> dict[str, str]:
     return {"format": "pt", "lora_adapter_metadata": json.dumps(plain, indent=2, sort_keys=True)}
 
 
+def serialize(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with its metadata in order: the library's own order varies, and so would the file's digest."""
+    content = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items()))} | {
+        k: v for k, v in json.loads(content[8:end]).items() if k != "__metadata__"
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
 def write(unet: Any, final: Path, name: str, metadata: Mapping[str, str]) -> tuple[Path, Path]:
     """Write both files; (diffusers file, kohya file)."""
     plain = {f"unet.{key}": value.detach().cpu().contiguous() for key, value in get_peft_model_state_dict(unet).items()}
     diffusers_file, kohya_file = final / f"{name}.safetensors", final / f"{name}_kohya.safetensors"
-    write_atomically(diffusers_file, save(plain, adapter_settings(unet)))
+    write_atomically(diffusers_file, serialize(plain, adapter_settings(unet)))
     kohya = kohya_tensors(unet)
-    write_atomically(kohya_file, save(kohya, with_hashes(kohya, metadata)))
+    write_atomically(kohya_file, serialize(kohya, with_hashes(kohya, metadata)))
     return diffusers_file, kohya_file
 
 

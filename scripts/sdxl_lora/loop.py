@@ -139,10 +139,8 @@ class Run:
     def __post_init__(self) -> None:
         """Make the optimiser over what learns."""
         self.parameters = [parameter for parameter in self.model.unet.parameters() if parameter.requires_grad]
-        fused = self.model.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.options.lr, weight_decay=self.options.weight_decay, fused=fused
-        )
+        rates = {"lr": self.options.lr, "weight_decay": self.options.weight_decay}
+        self.optimizer = torch.optim.AdamW(self.parameters, **rates, fused=True)
 
     def announce(self, learned: Sequence[Photo]) -> None:
         """Print what follows from the options, once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.train)
+            # diffusers hands torch tensors to numpy in a way that numpy 2 wants changed.
+            item.add_marker(pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"))
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +68,18 @@ def arguments(**options: object) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in named.items()]
 
 
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight of the photographs, for tests that train only to look at something else."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for image in sorted(PHOTOGRAPHS.glob("*.jpg"))[::4]:
+        shutil.copy(image, folder)
+        shutil.copy(image.with_suffix(".txt"), folder)
+    return folder
+
+
 @pytest.fixture
-def run(base: Path, cache: Path, tmp_path: Path) -> Callable[..., Path]:
+def run(base: Path, cache: Path, photographs: Path, tmp_path: Path) -> Callable[..., Path]:
     """run(**options) trains in this process with the tiny profile and returns the output folder."""
 
     def train(stopping: Callable[[], None] = lambda: None, **options: object) -> Path:
@@ -75,7 +88,7 @@ def run(base: Path, cache: Path, tmp_path: Path) -> Callable[..., Path]:
         from loop import train
         from options import parse
 
-        given = {"base": base, "dataset": PHOTOGRAPHS, "output": tmp_path / "output", "cache": cache, **TINY, **options}
+        given = {"base": base, "dataset": photographs, "output": tmp_path / "output", "cache": cache, **TINY, **options}
         chosen, _ = parse(arguments(**given), {})
         train(chosen, survey(chosen), find(chosen.base), stopping)
         return chosen.output_dir

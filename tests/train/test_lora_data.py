@@ -59,7 +59,7 @@ def test_the_real_buckets_stay_within_their_budget() -> None:
 
     found = buckets(1024, 64, 512, 2048)
     assert (1024, 1024) in found and (832, 1216) in found
-    assert all(w % 64 == h % 64 == 0 and 512 <= min(w, h) and max(w, h) <= 2048 and w * h <= 1024**2 for w, h in found)
+    assert all(w % 64 == h % 64 == 0 and min(w, h) >= 512 and max(w, h) <= 2048 and w * h <= 1024**2 for w, h in found)
     assert {(h, w) for w, h in found} == set(found)
 
 

@@ -34,19 +34,6 @@ def start(*argv: str, env: dict[str, str] | None = None) -> subprocess.Popen[str
     )
 
 
-RELOAD = """
-import json, sys, torch
-from diffusers import StableDiffusionXLPipeline
-found = {}
-for file in sys.argv[2:]:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[1], dtype=torch.float32, local_files_only=True)
-    pipeline.load_lora_weights(file, local_files_only=True)
-    layers = {n: m for n, m in pipeline.unet.named_modules() if len(getattr(m, "lora_A", ()))}
-    found[file] = {n: float(m.get_delta_weight("default_0").norm()) for n, m in layers.items()}
-print(json.dumps(found))
-"""
-
-
 @pytest.fixture(scope="module")
 def trained(base: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(output folder, standard output) of one training by the command line, as the recipe starts it."""
@@ -69,11 +56,11 @@ def trained(base: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_training_lowers_the_validation_loss(trained: tuple[Path, str]) -> None:
-    """In 30 steps the loss on fixed noise and timesteps falls at every look, by a quarter at least."""
+    """In 30 steps the loss on fixed noise and timesteps falls at every look, by a fifth at least."""
     output, _ = trained
     losses = list(json.loads((output / "final" / "training.json").read_text())["val_loss"].values())
     assert len(losses) == 3 and losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_progress_can_be_followed(trained: tuple[Path, str]) -> None:
@@ -99,23 +86,24 @@ def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple
     assert checkpoints(output) == ["step-000020", "step-000030"]
 
 
-def test_both_files_load_elsewhere_with_the_trained_updates(trained: tuple[Path, str], base: Path) -> None:
-    """A fresh process reads every layer from either file with the strength it was trained with, alpha ≠ rank included."""
+@pytest.mark.parametrize("name", ["cat.safetensors", "cat_kohya.safetensors"])
+def test_both_files_load_elsewhere_with_the_trained_updates(trained: tuple[Path, str], base: Path, name: str) -> None:
+    """A fresh pipeline reads every layer from either file with what was trained, the strength of alpha ≠ rank included."""
+    import torch
     from checkpoint import newest
+    from diffusers import StableDiffusionXLPipeline
 
     output, _ = trained
-    files = [str(output / "final" / name) for name in ("cat.safetensors", "cat_kohya.safetensors")]
-    result = subprocess.run([sys.executable, "-c", RELOAD, str(base), *files], capture_output=True, text=True, timeout=110)
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    pipeline.load_lora_weights(str(output / "final" / name), local_files_only=True)
+    found = {n: m.get_delta_weight("default_0") for n, m in pipeline.unet.named_modules() if len(getattr(m, "lora_A", ()))}
     adapter = newest(output / "checkpoints").tensors("adapter")
-    downs = {name.removesuffix(".lora_A.weight"): value for name, value in adapter.items() if ".lora_A" in name}
-    scale = TINY["alpha"] / TINY["rank"]
-    expected = {
-        n: scale * float((adapter[n + ".lora_B.weight"].flatten(1) @ down.flatten(1)).norm()) for n, down in downs.items()
-    }
-    for file in files:
-        assert found[file] == pytest.approx(expected, rel=2e-3)
+    layers = {key.removesuffix(".lora_A.weight") for key in adapter if ".lora_A" in key}
+    assert set(found) == layers
+    for layer in layers:
+        down, up = (adapter[f"{layer}.lora_{side}.weight"].flatten(1) for side in "AB")
+        expected = TINY["alpha"] / TINY["rank"] * (up @ down)
+        assert (found[layer].flatten(1) - expected).abs().max() <= 2e-3 * expected.abs().max()
 
 
 def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
@@ -138,11 +126,11 @@ def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
     assert "lora_unet_output_blocks_0_0_in_layers_2.lora_up.weight" in names
 
 
-def test_a_stopped_training_resumes_bit_for_bit(run: Run, base: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_resumes_bit_for_bit(run: Run, base: Path, cache: Path, photographs: Path, tmp_path: Path) -> None:
     """TERM ends the program with code 75 and a checkpoint; run again it gives the very files of one never interrupted."""
-    options = {"steps": 24, "lr_schedule": "cosine", "warmup": 3, "grad_accumulation": 2, "batch_size": 2, "caption_dropout": 0.2}
+    options = {"steps": 12, "lr_schedule": "cosine", "warmup": 3, "grad_accumulation": 2, "batch_size": 2, "caption_dropout": 0.2}
     output = tmp_path / "stopped"
-    process = start(*arguments(**{**TINY, **options, "base": base, "dataset": PHOTOGRAPHS, "cache": cache, "output": output}))
+    process = start(*arguments(**{**TINY, **options, "base": base, "dataset": photographs, "cache": cache, "output": output}))
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 2/"):
@@ -151,7 +139,7 @@ def test_a_stopped_training_resumes_bit_for_bit(run: Run, base: Path, cache: Pat
     _, errors = process.communicate(timeout=110)
     assert process.returncode == 75 and "asked to stop" in errors
     (kept,) = checkpoints(output)
-    assert 2 <= int(kept.removeprefix("step-")) < 24
+    assert 2 <= int(kept.removeprefix("step-")) < 12
     resumed = run(**options, output=output)
     assert final(resumed) == final(run(**options))
 
@@ -191,17 +179,29 @@ def test_a_loss_that_is_no_number_stops_before_it_is_learnt(run: Run, tmp_path: 
     assert NotANumber.exit_code == 76 and not (tmp_path / "wreck" / "final").exists()
 
 
-def test_encoding_happens_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second training encodes nothing, another caption is encoded alone, and a truncated entry is made again."""
-    fresh = tmp_path / "cache"
-    run(steps=1, cache=fresh)
-    assert "encoded 32 images" in capsys.readouterr().out
-    run(steps=1, cache=fresh, output=tmp_path / "second", sample_prompts="a thing never seen", sample_steps=1)
-    assert "encoded 1 captions" in (said := capsys.readouterr().out) and "images in 0" not in said.split("buckets")[0]
-    entry = next((fresh / "images").iterdir())
-    entry.write_bytes(entry.read_bytes()[:100])
-    run(steps=1, cache=fresh, output=tmp_path / "third")
-    assert "encoded 1 images" in capsys.readouterr().out
+def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second run encodes nothing, a new caption is encoded alone, and a truncated entry is made again."""
+    import torch
+    from base import find
+    from cache import Cache, fill
+    from data import survey
+    from options import parse
+
+    options, _ = parse(arguments(base=base, dataset=photographs, resolution=64), {})
+    photos, model = survey(options), find(options.base)
+    cache = Cache(tmp_path, model.digest)
+
+    def encode(*captions: str) -> list[str]:
+        fill(cache, photos, captions, model, torch.device("cpu"), lambda: None)
+        return [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert encode("one", "two", "two") == ["encoded 8 images", "encoded 2 captions"]
+    assert encode("one", "two", "three") == ["encoded 1 captions"]
+    entry = cache.image_path(photos[0])
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:-100])
+    assert encode("one") == ["encoded 1 images"]
+    assert entry.read_bytes() == whole
 
 
 def test_held_out_images_are_not_trained_on() -> None:
