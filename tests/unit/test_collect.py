@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -295,7 +296,7 @@ async def test_a_pull_that_broke_is_resumed(make: Callable[..., Collector], host
     original = FolderHost.fetch
 
     async def half(key: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
-        target.write_bytes(b"01234")
+        await asyncio.to_thread(target.write_bytes, b"01234")
         raise HostUnreachable("cut")
 
     host.fetch = half  # type: ignore[method-assign]
