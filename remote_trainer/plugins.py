@@ -239,7 +239,7 @@ def _read_profile(name: str, file: Path) -> Profile:
 def _entry_points() -> Sequence[EntryPoint]:
     from importlib.metadata import entry_points
 
-    return tuple(entry_points(group=DRIVER_GROUP))
+    return sorted(entry_points(group=DRIVER_GROUP), key=lambda point: (point.name, point.value))
 
 
 def _children(folder: Path) -> list[Path]:

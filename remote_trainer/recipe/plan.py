@@ -54,7 +54,7 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
 
 def plan_digest(plan: Plan) -> str:
     """Return the SHA-256 (hex) of the plan's canonical JSON without its digest; the same after a way through any store."""
-    document = dataclasses.asdict(dataclasses.replace(plan, digest=""))
+    document = _canonical(dataclasses.replace(plan, digest=""))
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -80,6 +80,17 @@ def glob_problem(glob: str) -> str:
     if any("**" in part and part != "**" for part in glob.split("/")):
         return "has ** as a part of a name: it stands for whole folders"
     return ""
+
+
+def _canonical(value: Any) -> Any:
+    """Return plain data without fields that have their default, so that a field added later changes no digest of today."""
+    if dataclasses.is_dataclass(value):
+        default = {item.name: item.default for item in dataclasses.fields(value)}
+        held = {name: getattr(value, name) for name in default}
+        return {name: _canonical(field) for name, field in held.items() if field != default[name]}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
 
 
 def _used(secret: str, steps: Sequence[PlannedStep]) -> bool:

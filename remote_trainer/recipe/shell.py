@@ -7,10 +7,12 @@ the value into ``env`` and write ``"$NAME"``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _BLANK = " \t\n"
 _BREAKS = _BLANK + ";&|<>()"
+_DELIMITER = re.compile(r"""(?P<dash>-?)(\\(?=\w)|(?P<quote>["'])?)(?P<name>\w+)(?(quote)(?P=quote))""", re.ASCII)
 _SPECIAL = "$?!@*-#_"  # parameters of one character
 
 QUOTED = "within quotes: values are quoted already, write it outside of them ('text '{{ name }}' text')"
@@ -50,8 +52,10 @@ class ShellReader:
             return self._doubt
         if self._pending in ("\\", "$", "<<"):
             return DELIMITER if self._pending == "<<" else ESCAPED
+        if any(frame.kind == "`" for frame in self._stack):
+            return BACKTICKS  # they are read twice, at every depth
         return {
-            "'": QUOTED, '"': QUOTED, "#": COMMENT, "<<": HERE_DOCUMENT, "$((": ARITHMETIC, "`": BACKTICKS, '"${': BRACES,
+            "'": QUOTED, '"': QUOTED, "#": COMMENT, "<<": HERE_DOCUMENT, "$((": ARITHMETIC, '"${': BRACES,
         }.get(self._stack[-1].kind, "")  # fmt: skip
 
     def value(self) -> None:
@@ -95,7 +99,7 @@ class ShellReader:
         """Settle what a pending character means now that the next one is known."""
         pending, self._pending = self._pending, ""
         kind = self._stack[-1].kind
-        quoted = kind in ('"', '"${')
+        quoted = kind in ('"', '"${', "$((")
         if pending == "\\":
             self._word += "" if char == "\n" else "x"
         elif pending == "$(":  # was "$(": arithmetic if another parenthesis follows
@@ -181,11 +185,11 @@ class ShellReader:
             self._doubt = "after <<<, which not every shell knows"
             return 1
         if char in _BLANK + ";&|()<>" and not (char in " \t" and self._word in ("", "-")):
-            tabs = self._word.startswith("-")
-            end = self._word.removeprefix("-").replace("'", "").replace('"', "").replace("\\", "")
-            if not end:
-                self._doubt = "after a here-document without a name"
-            self._documents.append((end, tabs))
+            match = _DELIMITER.fullmatch(self._word)
+            if match is None:
+                self._doubt = "after a here-document whose end is not a plain name"
+            else:
+                self._documents.append((match["name"], bool(match["dash"])))
             self._word = ""
             return 0
         self._pending = "<<"
