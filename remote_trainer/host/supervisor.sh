@@ -856,7 +856,7 @@ watch_end() {
         if [ "$_ping" != "$_last" ]; then
             _last=$_ping _since=$UPTIME
         elif [ $((UPTIME - _since)) -gt $FOLLOWER_SILENCE ]; then
-            kill "$$" 2>/dev/null
+            kill "$$" "$_sender" 2>/dev/null # the sender too, should the follower itself have been killed
             return
         fi
         pause $_pause

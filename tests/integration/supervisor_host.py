@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,8 @@ KINDS = [Kind("dash"), Kind("bash"), Kind("busybox")] + ([Kind("dash", NOBODY)] 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """What a verb answered."""
+
     code: int
     out: str
     err: str
@@ -70,6 +72,7 @@ class Host:
     def __init__(self, folder: Path, kind: Kind) -> None:
         self.folder, self.kind, self.root = folder, kind, folder / "rt"
         self.script = folder / "supervisor.sh"
+        self.followers: list[Follower] = []
         shutil.copy(SUPERVISOR, self.script)
         self.script.chmod(0o644)
         bin_ = folder / "bin"
@@ -98,6 +101,7 @@ class Host:
             user=self.kind.user,
             group=self.kind.user,
             extra_groups=[] if self.kind.user is not None else None,
+            start_new_session=True,
         )
 
     def run(self, *words: object, stdin: str | bytes = b"", **more: str) -> Reply:
@@ -168,6 +172,8 @@ class Host:
 
     def end(self) -> None:
         """Ends whatever a test left."""
+        for follower in self.followers:
+            follower.cut()
         while pids := self.processes():
             for pid in pids:
                 try:
@@ -175,6 +181,11 @@ class Host:
                 except ProcessLookupError:
                     continue
             time.sleep(0.01)
+
+
+def without_notes(log: bytes) -> bytes:
+    """The log without what some shells write when a signal ends a program they run."""
+    return log.replace(b"Terminated\n", b"")
 
 
 RECORD_START = 'echo $$ >>"$RT_WORK/starts"\n'
@@ -202,6 +213,7 @@ class Follower:
         self.data = bytearray()
         self.lines: list[str] = []
         self.process = host.popen("follow", job, step, offset)
+        host.followers.append(self)
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_log, self._read_control)]
         for reader in self._readers:
             reader.start()
@@ -244,8 +256,9 @@ class Follower:
         return self._reap()
 
     def cut(self) -> bytes:
-        """Kills it in the middle; what had arrived by then."""
-        self.process.kill()
+        """Kills all of it in the middle; what had arrived by then."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         assert self.process.stdin
         self.process.stdin.close()
         self._reap()

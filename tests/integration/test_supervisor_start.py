@@ -83,8 +83,6 @@ def stalled(host: Host, job: str, point: str) -> tuple[subprocess.Popen[bytes], 
     return process, gate
 
 
-
-
 def test_a_stalled_starter_does_not_start_beside_a_newer_owner(host: Host) -> None:
     """An old owner wakes anywhere before its claim, after a newer one has started the step: one start, and it hears whose."""
 
