@@ -38,6 +38,11 @@ def from_seconds(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
+def with_wish(document: Mapping[str, Any], wish: datetime | None) -> dict[str, Any]:
+    """Return a stored document with the cancel wish of the store's own column."""
+    return {**document, "cancel_requested_at": wish and wish.astimezone(UTC).isoformat()}
+
+
 def cursor(created_us: int, job_id: str) -> str:
     """Return the page cursor that points behind a job."""
     return f"{created_us}-{job_id}"

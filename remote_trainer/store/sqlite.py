@@ -13,9 +13,8 @@ import secrets
 import sqlite3
 import string
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -236,16 +235,16 @@ class SqliteStore:
 
     # ---- news
 
-    def watch(self, job_id: JobId | None = None) -> AsyncIterator[None]:
+    def watch(self, job_id: JobId | None = None) -> AsyncGenerator[None, None]:
         """Yield when something may have happened to the job; for all jobs, our own saves are no news."""
         return self._watchers.watch(job_id)
 
-    async def _follow(self, ring: Callable[[], None]) -> None:
+    async def _follow(self) -> None:
         touched = asyncio.Event()
         await self._file.changed()  # from here on
         with touches(self._path, touched.set) as told:
             while True:
-                ring()
+                self._watchers.ring_all()
                 await asyncio.sleep(_TOGETHER_S)
                 touched.clear()
                 while not await self._file.changed():
@@ -260,7 +259,11 @@ class SqliteStore:
         while rows := await self._rows("export", after=after, limit=100):
             after = rows[-1][0]
             for _, job_id, body, cancel_at in rows:
-                yield {"kind": "job", "job": job_id, "document": _with_wish(json.loads(body), cancel_at)}
+                yield {
+                    "kind": "job",
+                    "job": job_id,
+                    "document": records.with_wish(json.loads(body), records.from_seconds(cancel_at)),
+                }
                 async for record in records.records_of(self, JobId(job_id)):
                     yield record
 
@@ -346,9 +349,4 @@ def _text(job: Job) -> str:
 
 
 def _job(body: str, cancel_at: float | None) -> Job:
-    return job_from_document(_with_wish(json.loads(body), cancel_at))
-
-
-def _with_wish(document: dict[str, Any], cancel_at: float | None) -> dict[str, Any]:
-    wish = records.from_seconds(cancel_at)
-    return {**document, "cancel_requested_at": wish and wish.astimezone(UTC).isoformat()}
+    return job_from_document(records.with_wish(json.loads(body), records.from_seconds(cancel_at)))

@@ -7,14 +7,14 @@ write can be read, and a follower rings once when it has begun, for what happene
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from remote_trainer.errors import StoreUnavailable
 from remote_trainer.model import JobId
 
-#: Watches other connections' writes for ever, calling its argument after each, and once when it begins.
-Follower = Callable[[Callable[[], None]], Awaitable[None]]
+#: Watches other connections' writes for ever and rings after each; rings all once when it has begun.
+Follower = Callable[[], Awaitable[None]]
 
 #: How long a follower that lost its store waits before it tries again, seconds.
 RETRY_S = 0.5
@@ -41,7 +41,7 @@ class Watchers:
         for job_id in self._waiting:
             self._wake(job_id)
 
-    async def watch(self, job_id: JobId | None) -> AsyncIterator[None]:
+    async def watch(self, job_id: JobId | None) -> AsyncGenerator[None, None]:
         """Yield at the start and after each ring; ends when the store is closed."""
         rung = asyncio.Event()
         with self._registered(job_id, rung):
@@ -85,7 +85,7 @@ class Watchers:
         try:
             while True:
                 try:
-                    await self._follow(self.ring_all)
+                    await self._follow()
                 except StoreUnavailable:
                     self.ring_all()  # whoever reads now sees the fault for himself
                     await asyncio.sleep(RETRY_S)

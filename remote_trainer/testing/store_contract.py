@@ -499,7 +499,7 @@ class StoreContract:
         async with asyncio.timeout(NEVER), peer(url, "submit", "news"):
             while not (await store.find(JobQuery())).jobs:
                 await anext(watch)
-        await watch.aclose()  # type: ignore[attr-defined]
+        await watch.aclose()
 
     async def test_a_watch_misses_nothing(self, store: Store, url: str) -> None:
         """Who reads after each wake sees everything another process wrote, without asking in between."""

@@ -1,0 +1,167 @@
+"""Where the MongoDB store lies and what its collections look like: client, indexes, validators, errors.
+
+Rules for editing: a change of the layout raises ``LAYOUT`` and is made by ``migrate``; ``translated`` is the one place that knows
+the client's exceptions. A URL may carry a password: only ``described`` may be shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    CollectionInvalid,
+    ConfigurationError,
+    DocumentTooLarge,
+    InvalidName,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from remote_trainer.errors import ConfigError, InvariantBroken, RemoteTrainerError, StoreUnavailable
+
+Document = dict[str, Any]
+Client = AsyncMongoClient[Document]
+Database = AsyncDatabase[Document]
+
+LAYOUT = 1
+
+#: Seconds until a server that does not answer counts as unreachable, unless the URL says otherwise.
+PATIENCE_S = 10
+
+_REFUSED = {13, 18, 8000}  # Unauthorized, AuthenticationFailed, Atlas's own
+_TOO_LARGE = {10334, 17419, 17420}
+_INVALID = 121  # DocumentValidationFailure
+
+_JOB_SCHEMA = {
+    "bsonType": "object",
+    "required": [
+        "tenant",
+        "name",
+        "priority",
+        "created_us",
+        "phase",
+        "finished",
+        "schema",
+        "document",
+        "token",
+        "holder",
+        "expires",
+        "saves",
+    ],
+    "properties": {
+        "_id": {"bsonType": "string"},
+        "tenant": {"bsonType": "string"},
+        "name": {"bsonType": "string"},
+        "priority": {"bsonType": ["int", "long"]},
+        "created_us": {"bsonType": ["int", "long"]},
+        "phase": {"bsonType": "string"},
+        "finished": {"bsonType": "bool"},
+        "schema": {"bsonType": ["int", "long"]},
+        "document": {"bsonType": "string"},
+        "token": {"bsonType": ["int", "long"]},
+        "holder": {"bsonType": ["string", "null"]},
+        "expires": {"bsonType": "date"},
+        "cancel_at": {"bsonType": "date"},
+        "saves": {"bsonType": ["int", "long"]},
+    },
+}
+_RECORD_SCHEMA = {
+    "bsonType": "object",
+    "required": ["job", "kind", "seq", "body"],
+    "properties": {"kind": {"enum": ["event", "metric"]}, "body": {"bsonType": "string"}},
+}
+_LOG_SCHEMA = {
+    "bsonType": "object",
+    "required": ["job", "stream", "start", "bytes"],
+    "properties": {"bytes": {"bsonType": "binData"}},
+}
+
+_UNFINISHED = {"finished": False}
+
+COLLECTIONS: dict[str, tuple[Document, list[IndexModel]]] = {
+    "jobs": (
+        _JOB_SCHEMA,
+        [
+            IndexModel(
+                [("tenant", ASCENDING), ("name", ASCENDING)],
+                name="unfinished_name",
+                unique=True,
+                partialFilterExpression=_UNFINISHED,
+            ),
+            IndexModel(
+                [("priority", DESCENDING), ("created_us", ASCENDING), ("_id", ASCENDING)],
+                name="to_claim",
+                partialFilterExpression=_UNFINISHED,
+            ),
+            IndexModel([("created_us", DESCENDING), ("_id", DESCENDING)], name="newest"),
+            IndexModel([("holder", ASCENDING)], name="held", partialFilterExpression={"holder": {"$type": "string"}}),
+            IndexModel([("changed", ASCENDING)], name="changed"),
+        ],
+    ),
+    "records": (
+        _RECORD_SCHEMA,
+        [IndexModel([("job", ASCENDING), ("kind", ASCENDING), ("seq", ASCENDING)], name="of_job", unique=True)],
+    ),
+    "logs": (
+        _LOG_SCHEMA,
+        [IndexModel([("job", ASCENDING), ("stream", ASCENDING), ("start", ASCENDING)], name="of_stream", unique=True)],
+    ),
+}
+
+
+def described(url: str) -> str:
+    """Return what may be shown of a URL: scheme, hosts, database."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def connected(url: str) -> tuple[Client, Database]:
+    """Return client and database of a URL; nothing is sent yet."""
+    settings: Document = {"tz_aware": True, "appname": "remote-trainer", "retryWrites": True, "retryReads": True}
+    for option in ("serverSelectionTimeoutMS", "connectTimeoutMS"):
+        if option.lower() not in url.lower():
+            settings[option] = PATIENCE_S * 1000
+    if "sockettimeoutms" not in url.lower():
+        settings["socketTimeoutMS"] = 3 * PATIENCE_S * 1000
+    try:
+        client: Client = AsyncMongoClient(url, **settings)
+        name = client.get_default_database().name
+    except (InvalidURI, ConfigurationError, InvalidName, ValueError, TypeError):
+        raise ConfigError(  # what the client says may hold the password
+            f"{described(url)} is no usable MongoDB URL: write mongodb://user:password@host:27017/database, with special "
+            "characters of user and password percent-encoded"
+        ) from None
+    # Without the journal a majority can forget what it acknowledged; without a time limit a lost majority blocks for ever.
+    durable = WriteConcern("majority", j=True, wtimeout=PATIENCE_S * 1000)
+    return client, client.get_database(name, write_concern=durable, read_concern=ReadConcern("majority"))
+
+
+async def lay_out(database: Database) -> None:
+    """Create or update collections, validators and indexes."""
+    for name, (schema, indexes) in COLLECTIONS.items():
+        validator = {"$jsonSchema": schema}
+        try:
+            await database.create_collection(name, validator=validator)
+        except CollectionInvalid:  # it is there
+            await database.command("collMod", name, validator=validator)
+        await database[name].create_indexes(indexes)
+
+
+def translated(error: PyMongoError, place: str) -> RemoteTrainerError:
+    """Return our error for one of the client's."""
+    code = error.code if isinstance(error, OperationFailure) else None
+    if code in _REFUSED:
+        return ConfigError(f"the job store {place} refuses us (code {code}): check user, password and roles in its URL")
+    if code in _TOO_LARGE or isinstance(error, DocumentTooLarge):
+        return InvariantBroken(f"one save to the job store {place} is larger than MongoDB's 16 MB: save in parts")
+    if code == _INVALID:
+        return InvariantBroken(f"the job store {place} refuses a document that breaks its schema")
+    if isinstance(error, ConfigurationError):
+        return ConfigError(f"the job store {place} cannot be used with these settings: {type(error).__name__}")
+    return StoreUnavailable(f"the job store {place} cannot be reached or failed ({type(error).__name__}, code {code})")
