@@ -85,8 +85,8 @@ def test_hello_fails_as_asked(settings: list[str], code: int, words: str, tmp_pa
 
 def trainer_flags() -> dict[str, dict[str, Any]]:
     """What scripts/sdxl_lora says of its own options, asked in a process of its own."""
-    code = "import json, options\n"
-        "print(json.dumps({n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in options.flags().items()}))"
+    told = "{n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in options.flags().items()}"
+    code = f"import json, options; print(json.dumps({told}))"
     folder = REPOSITORY / "scripts" / "sdxl_lora"
     out = subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
     kinds = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
