@@ -91,7 +91,8 @@ class Collector:
     # -- one round
 
     async def _round(self, *, settled_s: float) -> _Round:
-        listing = await self.host.outputs(self.label, wanted_globs(self.outputs), settled_s=settled_s)
+        globs = wanted_globs(self.outputs)
+        listing = await self.host.outputs(self.label, globs, settled_s=settled_s) if globs else ()
         units, refused = arrange(self.outputs, listing)
         for path in refused:
             _log.warning(log.event("fetching"), action="output_refused", path=repr(path)[:200])
