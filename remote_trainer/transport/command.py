@@ -23,12 +23,13 @@ from remote_trainer.transport.running import run_to_end
 
 # The shell answers "no such program" with status 127 and in its own words, as a remote login shell would.
 _THIS_MACHINE = ("/bin/sh", "-c", 'exec "$@"', "sh")
-_LEAVE_S = 2.0  # how long a command may take to end once its pipes are closed, and again after TERM
+_LEAVE_S = 1.0  # how long a command may take to end once its pipes are closed, and again after TERM
 
 # What a login session has, and what programs that use a GPU look for. The rest of our environment holds our secrets.
 _KEPT = {
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_HOME", "HF_ENDPOINT",
+    "HF_HUB_OFFLINE", "VIRTUAL_ENV",
 }  # fmt: skip
 _KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "XDG_")
 

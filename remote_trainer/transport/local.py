@@ -12,7 +12,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from remote_trainer.errors import DigestMismatch, HostFull, Incomplete, TransportError
+from remote_trainer.errors import DigestMismatch, HostFull, HostLacks, Incomplete, TransportError
 from remote_trainer.ports import Progress
 
 _BLOCK = 8 << 20
@@ -57,14 +57,15 @@ def pull(path: str, target: Path, size: int, progress: Progress | None) -> None:
         raise Incomplete(f"{path} is not there any more") from error
     except OSError as error:
         raise Incomplete(f"{path} cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb") as source:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > size:
             raise DigestMismatch(f"{path} is not the file of {size} bytes that was announced")
-        try:
-            _append(source.fileno(), target, size, progress)
-        except OSError as error:
-            raise TransportError(f"cannot write {target}: {error.strerror}; is the disk full?") from error
+        _append(descriptor, target, size, progress)
+    except OSError as error:
+        raise TransportError(f"cannot write {target}: {error.strerror}; is the disk full?") from error
+    finally:
+        os.close(descriptor)
     if target.stat().st_size < size:
         raise Incomplete(f"{path} is shorter than the {size} bytes that were announced")
 
@@ -84,4 +85,4 @@ def _append(source: int, target: Path, size: int, progress: Progress | None) -> 
 def _translated(error: OSError, target: Path) -> Exception:
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return HostFull(f"no space left on this machine's disk for {target}")
-    return TransportError(f"cannot copy to {target}: {error.strerror or error}")
+    return HostLacks(f"cannot copy to {target} on this machine: {error.strerror or error}")

@@ -23,7 +23,6 @@ from remote_trainer.transport.stream import Survey, Tally, problem
 
 _ALIAS = "pinned"  # the name under which our known_hosts file has the key, whatever the host is called
 _DONE = re.compile(rb"^ *([0-9]+) +[0-9]+% ")  # bytes so far, of --info=progress2 with plain numbers
-_NOT_THERE = (126, 127)  # the remote shell found no rsync
 _BROKEN = (10, 12, 20, 30, 35, 255)  # socket, protocol stream, signal, time-outs, ssh itself
 
 
@@ -67,25 +66,25 @@ class Shell:
         return command
 
 
-async def push(shell: Shell, seen: Survey, *, streams: int, progress: Progress | None) -> bool:
-    """Send what is missing, over ``streams`` connections. False if one side has no rsync: nothing was sent then."""
-    if not (shutil.which("rsync") and shutil.which("ssh")):
-        return False
+def usable(seen: Survey) -> bool:
+    """Say whether both sides have what it takes."""
+    return seen.has_rsync and shutil.which("rsync") is not None and shutil.which("ssh") is not None
+
+
+async def push(shell: Shell, seen: Survey, *, streams: int, progress: Progress | None) -> None:
+    """Send what is missing, over ``streams`` connections."""
     tally = Tally(seen.done, seen.total, progress)
     with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
         known_hosts = Path(folder) / "known_hosts"
         known_hosts.write_text(f"{_ALIAS} {shell.host_key}\n")
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
+                for files in shares(seen, streams):
                     group.create_task(
                         _push(shell.command(known_hosts), files, seen.folder, shell, tally), name=f"rsync {shell.address}"
                     )
-                    for files in shares(seen, streams)
-                ]
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
-    return all(task.result() for task in tasks)
 
 
 def shares(seen: Survey, streams: int) -> list[list[Path]]:
@@ -99,7 +98,7 @@ def shares(seen: Survey, streams: int) -> list[list[Path]]:
     return [hand for hand in hands if hand]
 
 
-async def _push(ssh: Sequence[str], files: Sequence[Path], folder: str, shell: Shell, tally: Tally) -> bool:
+async def _push(ssh: Sequence[str], files: Sequence[Path], folder: str, shell: Shell, tally: Tally) -> None:
     host = f"[{shell.login.target.host}]" if ":" in shell.login.target.host else shell.login.target.host
     argv = [
         "rsync", "--rsh", shlex.join(ssh), "--times", "--size-only", "--partial-dir=.partial", "--protect-args", "--no-human-readable",
@@ -109,15 +108,13 @@ async def _push(ssh: Sequence[str], files: Sequence[Path], folder: str, shell: S
         assert process.stdout and process.stderr
         _, said = await asyncio.gather(_follow(process.stdout, tally), process.stderr.read())
         code = await process.wait()
-    if code in _NOT_THERE:
-        return False
-    if code in _BROKEN and b"No space left" not in said:
+    if code == 0:
+        return
+    failed = problem(shell.address, f"cannot receive files in {folder}", said)
+    if code in _BROKEN and not isinstance(failed, HostFull):
         words = " ".join(said.decode(errors="replace").split())[-300:]
         raise HostUnreachable(f"rsync to {shell.address} broke off (it goes on from there next time): {words}")
-    if code != 0:
-        error = problem(shell.address, f"cannot receive files in {folder}", said)
-        raise HostFull(str(error)) if b"No space left" in said else error
-    return True
+    raise failed
 
 
 async def _follow(output: asyncio.StreamReader, tally: Tally) -> None:

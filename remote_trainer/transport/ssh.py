@@ -43,7 +43,6 @@ class SshTransport:
         self._address = str(self._login.target)
         self._pool = Pool(lambda: connect.connect(self._login, self._keys, self._address), self._address)
         self._round_trip = 0.0
-        self._rsync = True
 
     @property
     def address(self) -> str:
@@ -92,10 +91,10 @@ class SshTransport:
     async def push(self, files: Sequence[Path], folder: str, *, progress: Progress | None = None) -> None:
         seen = await stream.survey(self, files, folder)
         streams = streams_for(self._round_trip, len(seen.missing))
-        if self._rsync and seen.missing:
+        if seen.missing and rsync.usable(seen):
             shell = rsync.Shell(self._login, self._keys.pinned, self._address)
-            self._rsync = await rsync.push(shell, seen, streams=streams, progress=progress)
-        if not self._rsync or not seen.missing:
+            await rsync.push(shell, seen, streams=streams, progress=progress)
+        else:
             await stream.send(self, seen, streams=streams, progress=progress)
 
     async def pull(self, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:

@@ -22,9 +22,10 @@ _BLOCK = 1 << 20
 # "~" is the host's home; quoting keeps the shell from seeing it otherwise.
 _HOME = 'case $1 in "~" | "~/"*) path=$HOME${1#"~"};; *) path=$1;; esac; '
 
-# stdin: names, one a line. stdout: the folder's absolute path; then for each its size, or -, and the size of its partial file, or 0.
+# stdin: names, one a line. stdout: the folder's absolute path; where rsync is, or an empty line; then for each name its size, or -,
+# and the size of its partial file, or 0.
 _SURVEY = (
-    _HOME + 'mkdir -p -- "$path" && cd -- "$path" && pwd || exit 1; while IFS= read -r name; do '
+    _HOME + 'mkdir -p -- "$path" && cd -- "$path" && pwd || exit 1; command -v rsync || echo; while IFS= read -r name; do '
     'if [ -f "./$name" ]; then whole=$(wc -c <"./$name"); else whole=-; fi; '
     'if [ -f "./.$name.part" ]; then part=$(wc -c <"./.$name.part"); else part=0; fi; echo $whole $part; done'
 )
@@ -68,6 +69,7 @@ class Survey:
     folder: str  # absolute
     sizes: Mapping[Path, int]
     there: Mapping[Path, int | None]
+    has_rsync: bool
 
     @property
     def missing(self) -> list[Path]:
@@ -90,11 +92,12 @@ async def survey(transport: Opener, files: Sequence[Path], folder: str) -> Surve
         raise ValueError("a file that is pushed cannot have a line break in its name")
     names = "".join(f"{file.name}\n" for file in files).encode()
     done = await transport.run(["sh", "-c", _SURVEY, "sh", folder], stdin=names, timeout_s=300)
-    path, *lines = done.stdout.split(b"\n")[:-1] or [b""]
-    if done.code != 0 or len(lines) != len(files) or not path.startswith(b"/"):
+    path, rsync, *lines = done.stdout.split(b"\n")[:-1] if done.code == 0 else (b"", b"")
+    if len(lines) != len(files) or not path.startswith(b"/"):
         raise problem(transport.address, f"cannot make or read the folder {folder}", done.stderr)
     sizes = {file: file.stat().st_size for file in files}
-    return Survey(os.fsdecode(path), sizes, {file: _missing(sizes[file], line) for file, line in zip(files, lines, strict=True)})
+    there = {file: _missing(sizes[file], line) for file, line in zip(files, lines, strict=True)}
+    return Survey(os.fsdecode(path), sizes, there, has_rsync=rsync != b"")
 
 
 def _missing(size: int, line: bytes) -> int | None:
@@ -177,6 +180,6 @@ async def _receive(channel: Channel, sink: IO[bytes], tally: Tally, done: int, s
 def problem(address: str, what: str, said: bytes) -> HostFull | HostLacks:
     """Return the error for a failed file command, with the host's own last line."""
     words = " ".join(said.decode(errors="replace").strip().split("\n")[-1].split())[:200]
-    if "No space left" in words or "quota exceeded" in words:
+    if b"No space left" in said or b"quota exceeded" in said:
         return HostFull(f"no space left on {address}: {what}; free some, or take a host with a larger disk")
     return HostLacks(f"{address} {what}: {words or 'no reason given'}")
