@@ -247,6 +247,7 @@ class Follower:
         self.wait_for(size - self.offset)
         self.close()
         assert len(self.data) == size - self.offset
+        assert {line[:2] for line in self.lines} <= {"C ", "H ", "X "}, self.lines
         return bytes(self.data)
 
     def close(self) -> int:
