@@ -84,6 +84,19 @@ class TestS3Objects(ObjectsContract):
             await objects.put("key", path, sha256=sha256(b"other"))
         assert uploads(bucket, "some/prefix/key") == []
 
+    async def test_a_cancelled_upload_leaves_nothing_behind(self, objects: S3Objects, bucket: S3Bucket, make: Make) -> None:
+        """An upload that is cancelled half way is aborted on the server too."""
+        path, digest = make(b"x" * self.large)
+        started = asyncio.Event()
+        task = asyncio.create_task(objects.put("key", path, sha256=digest, progress=lambda *_: started.set()))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(30):
+            while await asyncio.to_thread(uploads, bucket, "some/prefix/key"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # the abort is the server's to tell
+
     async def test_an_upload_left_by_a_killed_process(self, objects: S3Objects, bucket: S3Bucket, make: Make) -> None:
         """Putting a key again ends the upload that a killed process left of it."""
         bucket.server.client().create_multipart_upload(Bucket=bucket.bucket, Key="some/prefix/key")
