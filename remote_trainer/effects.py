@@ -28,9 +28,8 @@ class ChooseOffer:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Rent ``offer`` under the attempt's label: at most one request. Fills ``instance`` (a hint) or nothing."""
+    """Rent the attempt's offer under its label: at most one request. Fills ``created`` (a hint) or nothing."""
 
-    offer: Offer
     label: str
 
 
@@ -107,9 +106,10 @@ class CleanHost:
 
 @dataclass(frozen=True, slots=True)
 class Destroy:
-    """Ask the provider to end the instance. ``round`` makes each request a new wish; only the listing says that it is gone."""
+    """Ask the provider to end an instance. ``round`` makes each request a new wish; only the listing says that it is gone."""
 
-    instance: Instance
+    label: str
+    instance_id: str
     round: int = 0
 
 

@@ -98,9 +98,9 @@ def _renting(job: Job, moment: Moment) -> Decision:
         if seen.offer is None:
             return wish(job, moment, ChooseOffer(), wake_at=limit_at(job, moment))
         asked = replace(attempt, offer=seen.offer, requested_at=moment.now)
-        return Decision(job=put(job, asked), effects=(Create(seen.offer, attempt.label),))
-    if moment.abilities.borrowed and attempt.offer is not None:
-        return wish(job, moment, Create(attempt.offer, attempt.label))  # nothing is rented: asking again is free
+        return Decision(job=put(job, asked), effects=(Create(attempt.label),))
+    if moment.abilities.borrowed:
+        return wish(job, moment, Create(attempt.label))  # nothing is rented: asking again is free
     settled = attempt.requested_at + timedelta(seconds=moment.abilities.visibility_lag_s + moment.policy.lag_margin_s)
     if seen.instances is not None and seen.instances_at is not None and seen.instances_at >= settled and not seen.creating:
         return again(put(job, replace(attempt, offer=None, requested_at=None)))
@@ -170,7 +170,7 @@ def _returning(job: Job, moment: Moment) -> Decision:
         return _finish(job, moment)
     round_ = int((moment.now - (attempt.releasing_at or moment.now)).total_seconds() // 5)
     there = seen.instances if seen.instances else ((attempt.instance,) if attempt.instance and seen.instances is None else ())
-    wishes: list[Effect] = [Destroy(one, round_) for one in there]
+    wishes: list[Effect] = [Destroy(attempt.label, one.id, round_) for one in there]
     decision = wish(job, moment, *wishes, FindInstance(attempt.label, round_), wake_at=moment.now + timedelta(seconds=5))
     if moment.after(attempt.releasing_at, 300) and not decision.job.note:
         note = "the instance is not observed gone yet: it may still cost money"

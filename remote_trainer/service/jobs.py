@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,11 +64,11 @@ async def _merge_metrics(app: App, job_id: JobId, after: int, values: dict[str, 
     return after
 
 
-async def watch_job(app: App, job_id: JobId) -> AsyncIterator[Snapshot]:
+async def watch_job(app: App, job_id: JobId) -> AsyncGenerator[Snapshot, None]:
     """Yield a snapshot now and at every change until the job has ended (that one is the last)."""
     values: dict[str, float] = {}
     seq = 0
-    async with aclosing(app.store.watch(job_id)) as wakes:  # type: ignore[type-var]
+    async with aclosing(app.store.watch(job_id)) as wakes:
         async for _ in wakes:
             job = await app.store.get(job_id)
             seq = await _merge_metrics(app, job_id, seq, values)
@@ -78,10 +78,10 @@ async def watch_job(app: App, job_id: JobId) -> AsyncIterator[Snapshot]:
                 return
 
 
-async def read_logs(app: App, job_id: JobId, *, step: str | None = None, follow: bool = False) -> AsyncIterator[LogPiece]:
+async def read_logs(app: App, job_id: JobId, *, step: str | None = None, follow: bool = False) -> AsyncGenerator[LogPiece, None]:
     """Yield the job's step logs from their beginning, in the order the steps ran; with ``follow`` until the job has ended."""
     offsets: dict[str, int] = {}
-    async with aclosing(app.store.watch(job_id)) as wakes:  # type: ignore[type-var]
+    async with aclosing(app.store.watch(job_id)) as wakes:
         async for _ in wakes:
             ended = (await app.store.get(job_id)).phase.terminal  # asked first: what is written after it is not missed
             for stream in await app.store.log_streams(job_id):

@@ -5,6 +5,8 @@ Rules for editing: ``draft`` reads and never writes (the dry run is exactly that
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -12,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from remote_trainer import plugins
+from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report, inspect
 from remote_trainer.dataset.pack import pack
 from remote_trainer.errors import ConfigError, DatasetError, UsageError
 from remote_trainer.model import Input, Job, Limits, Plan
-from remote_trainer.ports import Progress
 from remote_trainer.recipe.load import load_recipe
 from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan
@@ -48,6 +50,7 @@ class Draft:
     """A checked order: what would be submitted. Nothing has been packed, stored or connected to."""
 
     order: Order
+    recipe: Recipe
     plan: Plan
     driver: str
     driver_options: Mapping[str, Any]
@@ -74,22 +77,20 @@ async def draft(app: App, order: Order) -> Draft:
             raise DatasetError("\n".join([f"the dataset {source} cannot be used:", *(f"  {fault}" for fault in report.errors)]))
     return Draft(
         order=order,
+        recipe=recipe,
         plan=plan,
         driver=profile.driver,
         driver_options=options,
         sources=sources,
-        limits=_limits(app, order),
+        limits=_limits(app, profile.limits, order),
         report=report,
     )
 
 
-async def submit(app: App, order: Order, *, progress: Progress | None = None) -> Job:
+async def submit(app: App, order: Order) -> Job:
     """Check, pack and queue an order; returns the queued job."""
     checked = await draft(app, order)
-    inputs: list[Input] = []
-    for name, source in checked.sources.items():
-        packed = await pack(source, app.settings.cache_dir, progress=progress)
-        inputs.append(replace(packed, name=name))
+    inputs = await _pack_inputs(app, checked)
     now = app.clock.now()
     job_id = new_job_id(now)
     job = Job(
@@ -101,7 +102,7 @@ async def submit(app: App, order: Order, *, progress: Progress | None = None) ->
         created_at=now,
         since=now,
         tenant=order.tenant,
-        inputs=tuple(inputs),
+        inputs=inputs,
         limits=checked.limits,
         priority=order.priority,
     )
@@ -109,11 +110,21 @@ async def submit(app: App, order: Order, *, progress: Progress | None = None) ->
     return job
 
 
+async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
+    cache = Cache(app.settings.cache_dir)
+    inputs = [await pack(source, cache, name=name) for name, source in checked.sources.items()]
+    if checked.recipe.files:
+        with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
+            tree = Path(folder) / "tool"
+            await asyncio.to_thread(plugins.copy_tool_files, checked.recipe, tree)
+            packed = await pack(str(tree), cache, name="tool")  # small, so the cache keeps its bytes
+            inputs.append(replace(packed, source=checked.recipe.tool))
+    return tuple(inputs)
+
+
 def _sources(recipe: Recipe, plan: Plan, order: Order) -> dict[str, str]:
-    """Return what has to be shipped: the tool's files, the dataset, and parameters that name local trees."""
+    """Return what has to be shipped besides the tool's files: the dataset, and parameters that name local trees."""
     sources: dict[str, str] = {}
-    if recipe.files:
-        sources["tool"] = str(plugins.tool_files(recipe))
     for rule in recipe.inputs:
         value = order.dataset if rule.name == "dataset" else plan.parameters.get(rule.parameter or rule.name)
         if value and (rule.name == "dataset" or Path(str(value)).expanduser().exists()):
@@ -136,10 +147,14 @@ def _check_secrets(app: App, plan: Plan) -> None:
         raise ConfigError("\n".join([f"{plan.tool} needs secrets that are not set:", *(f"  {line}" for line in missing)]))
 
 
-def _limits(app: App, order: Order) -> Limits:
-    base = app.settings.job_limits
-    given = {"max_hours": order.max_hours, "max_cost": order.max_cost, "max_attempts": order.max_attempts}
-    limits = replace(base, **{name: value for name, value in given.items() if value is not None})
+def _limits(app: App, profile: Mapping[str, Any], order: Order) -> Limits:
+    """Return what bounds the job: the order's own wishes, else the profile's, else the installation's."""
+    base = replace(app.settings.job_limits, **profile)
+    limits = Limits(
+        max_hours=base.max_hours if order.max_hours is None else order.max_hours,
+        max_cost=base.max_cost if order.max_cost is None else order.max_cost,
+        max_attempts=base.max_attempts if order.max_attempts is None else order.max_attempts,
+    )
     if limits.max_hours <= 0 or limits.max_cost < 0 or limits.max_attempts < 1:
         raise UsageError("limits must be positive: --max-hours above 0, --max-cost 0 (no cap) or more, --max-attempts 1 or more")
     return limits

@@ -132,9 +132,9 @@ class Worker:
             _log.info("training.worker", action="lease_lost", job=job_id, reason=str(error))
         except StoreUnavailable as error:
             _log.warning("training.worker", action="release_failed", job=job_id, error=str(error))
-        except RemoteTrainerError as error:
-            # A bug, or a document we must not touch: stay the holder, so that nobody repeats it, and leave everything as it is.
-            _log.error("training.worker", action="job_parked", job=job_id, error=str(error))
+        except Exception:  # noqa: BLE001 - the outermost frame of a job
+            # A bug of ours: stay the holder, so that nobody repeats it; leave everything as it is, visible, for a human.
+            _log.exception("training.worker", action="job_parked", job=job_id)
             await self._stopping.wait()
         finally:
             self._runners.pop(job_id, None)

@@ -6,18 +6,24 @@ Rules for editing: one method per effect, each idempotent; what was found goes i
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, assert_never
 
 from remote_trainer import effects as fx
+from remote_trainer.dataset.cache import Cache
 from remote_trainer.errors import ConfigError, HostLacks, InvariantBroken, Permanent
 from remote_trainer.host.client import SupervisedHost
+from remote_trainer.host.depot import Depot
 from remote_trainer.model import (
     Attempt,
     Checkpoint,
     HostFacts,
+    Instance,
     Job,
     LogChunk,
     Metric,
@@ -29,9 +35,10 @@ from remote_trainer.model import (
 )
 from remote_trainer.policy import choose_offer, deadline
 from remote_trainer.ports import Change, Driver, Spec, StepSpec, StepStatus
-from remote_trainer.worker.collect import Collector, newest_checkpoint
+from remote_trainer.worker.collect import Collector
 from remote_trainer.worker.follow import LogCopy
 from remote_trainer.worker.metrics import read_json_line
+from remote_trainer.worker.records import newest_checkpoint
 from remote_trainer.worker.script import step_script
 from remote_trainer.worker.ship import restore, ship
 from remote_trainer.worker.shop import Shop
@@ -45,6 +52,9 @@ class Patient(Protocol):
 
     job: Job
     token: Token
+
+    @property
+    def seen(self) -> fx.Seen: ...
 
     def observe(self, change: Callable[[fx.Seen], fx.Seen]) -> None: ...
 
@@ -60,8 +70,8 @@ class Performer:
         match effect:
             case fx.ChooseOffer():
                 await self._choose_offer()
-            case fx.Create():
-                await self._create(effect)
+            case fx.Create(label):
+                await self._create(label)
             case fx.FindInstance(label):
                 await self._find_instance(label)
             case fx.PrepareHost():
@@ -81,8 +91,8 @@ class Performer:
                 await (self._collect_finally(label) if final else self._collect_on(label))
             case fx.CleanHost(label):
                 await self._clean(label)
-            case fx.Destroy(instance):
-                await self._driver.destroy(instance)
+            case fx.Destroy(_, instance_id):
+                await self._driver.destroy(self._instance(instance_id))
             case _:
                 assert_never(effect)
 
@@ -101,14 +111,21 @@ class Performer:
             )
         self._patient.observe(lambda seen: replace(seen, offer=offer))
 
-    async def _create(self, effect: fx.Create) -> None:
-        resources = self._patient.job.plan.resources
-        spec = Spec(image=self._patient.job.plan.image, disk_gb=resources.disk_gb)
+    async def _create(self, label: str) -> None:
+        offer, resources = self._attempt().offer, self._patient.job.plan.resources
         try:
-            instance = await self._driver.create(effect.offer, spec, effect.label)
+            if offer is None:
+                raise InvariantBroken(f"{label}: a machine is to be rented and no offer was saved")
+            instance = await self._driver.create(
+                offer, Spec(image=self._patient.job.plan.image, disk_gb=resources.disk_gb), label
+            )
             self._patient.observe(lambda seen: replace(seen, created=instance))
         finally:
             self._patient.observe(lambda seen: replace(seen, creating=False))
+
+    def _instance(self, instance_id: str) -> Instance:
+        known = (*(self._patient.seen.instances or ()), *filter(None, [self._attempt().instance]))
+        return next(instance for instance in known if instance.id == instance_id)
 
     async def _find_instance(self, label: str) -> None:
         asked_at = self._shop.clock.now()
@@ -167,10 +184,23 @@ class Performer:
 
     async def _ship(self, effect: fx.ShipInputs) -> None:
         host = await self._host()
-        await ship(host, self._patient.job.inputs, self._shop.cache_dir)
+        depot = Depot(host.transport, host.root)
+        await ship(depot, effect.label, self._patient.job.inputs, Cache(self._shop.cache_dir))
         if effect.restore is not None:
-            await restore(host, effect.label, effect.restore, self._shop.objects, self._shop.spool_dir)
+            await self._restore(depot, effect.label, effect.restore)
         self._patient.observe(lambda seen: replace(seen, shipped=True))
+
+    async def _restore(self, depot: Depot, label: str, checkpoint: Checkpoint) -> None:
+        """Bring a checkpoint from the object store into the attempt's output folder, verified at both ends."""
+        spool = self._shop.spool_dir
+        await asyncio.to_thread(spool.mkdir, parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix="restore-", dir=spool) as folder:
+            files: list[tuple[str, str, Path]] = []
+            for number, artifact in enumerate(checkpoint.artifacts):
+                local = Path(folder) / str(number)
+                await self._shop.objects.get(artifact.key, local, sha256=artifact.sha256)
+                files.append((f"output/{artifact.path}", artifact.sha256, local))
+            await restore(depot, label, files)
 
     async def _collect_on(self, label: str) -> None:
         collector = await self._collector(label)
