@@ -1,0 +1,55 @@
+"""The supervised host keeps to the contract on this machine, behind a real OpenSSH server, and in a container."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from remote_trainer.ports import Transport
+from remote_trainer.testing.host_contract import HostContract
+from remote_trainer.transport.command import CommandTransport
+from tests.contract.test_transport import ssh_transport
+from tests.support.containers import ContainerHost
+from tests.support.sshd import SshdServer
+
+
+class TestThisMachine(HostContract):
+    """The local shell."""
+
+    @pytest.fixture
+    def transport(self) -> Transport:
+        return CommandTransport()
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> str:
+        return str(tmp_path / "root with 'quotes'")
+
+
+class TestSsh(HostContract):
+    """OpenSSH on this machine; the folder is named from the home."""
+
+    @pytest.fixture
+    async def transport(self, own_sshd: SshdServer, tmp_path: Path) -> AsyncIterator[Transport]:  # type: ignore[override]
+        transport = ssh_transport(own_sshd, tmp_path)
+        yield transport
+        await transport.close()
+
+    @pytest.fixture
+    def root(self, own_sshd: SshdServer) -> str:
+        return f"{own_sshd.home}/rt"
+
+
+class TestContainer(HostContract):
+    """A container: overlayfs, another process tree, no Python."""
+
+    @pytest.fixture
+    async def transport(self, container_host: ContainerHost, tmp_path: Path) -> AsyncIterator[Transport]:  # type: ignore[override]
+        transport = ssh_transport(container_host, tmp_path)
+        yield transport
+        await transport.close()
+
+    @pytest.fixture
+    def root(self) -> str:
+        return "/root/rt"
