@@ -396,7 +396,8 @@ class MongoStore:
         except PyMongoError as error:
             if self._closed:
                 raise StoreUnavailable(f"the job store {self._place} has been closed") from error
-            raise translated(error, self._place) from error
+            # A failed batch carries everything it wanted to write, logs included: no such thing in a traceback.
+            raise translated(error, self._place) from (None if isinstance(error, BulkWriteError) else error)
 
 
 def _in(lease_s: float) -> Document:

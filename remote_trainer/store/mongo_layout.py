@@ -7,14 +7,13 @@ the client's exceptions. A URL may carry a password: only ``described`` may be s
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
+    BulkWriteError,
     CollectionInvalid,
     ConfigurationError,
-    DocumentTooLarge,
     InvalidName,
     InvalidURI,
     OperationFailure,
@@ -35,7 +34,6 @@ LAYOUT = 1
 PATIENCE_S = 10
 
 _REFUSED = {13, 18, 8000}  # Unauthorized, AuthenticationFailed, Atlas's own
-_TOO_LARGE = {10334, 17419, 17420}
 _INVALID = 121  # DocumentValidationFailure
 
 _JOB_SCHEMA = {
@@ -116,9 +114,9 @@ COLLECTIONS: dict[str, tuple[Document, list[IndexModel]]] = {
 
 
 def described(url: str) -> str:
-    """Return what may be shown of a URL: scheme, hosts, database."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """Return what may be shown of a URL: scheme, hosts, database. Cut by hand: a password may hold anything, even a slash."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def connected(url: str) -> tuple[Client, Database]:
@@ -156,10 +154,10 @@ async def lay_out(database: Database) -> None:
 def translated(error: PyMongoError, place: str) -> RemoteTrainerError:
     """Return our error for one of the client's."""
     code = error.code if isinstance(error, OperationFailure) else None
+    if isinstance(error, BulkWriteError) and error.details and error.details["writeErrors"]:
+        code = error.details["writeErrors"][0]["code"]
     if code in _REFUSED:
         return ConfigError(f"the job store {place} refuses us (code {code}): check user, password and roles in its URL")
-    if code in _TOO_LARGE or isinstance(error, DocumentTooLarge):
-        return InvariantBroken(f"one save to the job store {place} is larger than MongoDB's 16 MB: save in parts")
     if code == _INVALID:
         return InvariantBroken(f"the job store {place} refuses a document that breaks its schema")
     if isinstance(error, ConfigurationError):

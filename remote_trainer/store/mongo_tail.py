@@ -17,6 +17,9 @@ from remote_trainer.store import records
 
 Document = dict[str, Any]
 
+#: Bytes one save may add to one job: MongoDB's documents end at 16 MiB.
+LARGEST = 12 << 20
+
 #: What a save reads of a job's document.
 FIELDS = ("token", "saves", "streams", "counts", "tail")
 
@@ -39,7 +42,7 @@ class Tail:
         return cls(document["_id"], streams, dict(document["counts"]), [], [], {})
 
     def add(self, change: Change) -> None:
-        """Add a change; InvariantBroken for a gap in a log or another job's document."""
+        """Add a change; InvariantBroken for a gap in a log, another job's document, or too much at once."""
         if change.job is not None:
             if change.job.id != self.job_id:
                 raise InvariantBroken(f"a change of job {self.job_id} carries the document of job {change.job.id}")
@@ -56,6 +59,8 @@ class Tail:
                 self.logs.append({"job": self.job_id, "stream": chunk.stream, "start": size, "bytes": data})
                 self.streams[chunk.stream] = size + len(data)
 
+        self._check_size()
+
     def fields(self) -> Document:
         """Return what is set in the job's document."""
         return {
@@ -64,6 +69,12 @@ class Tail:
             "counts": self.counts,
             "tail": {"records": self.records, "logs": self.logs},
         }
+
+    def _check_size(self) -> None:
+        bodies = sum(len(each["body"]) for each in self.records) + len(self.columns.get("document", ""))
+        size = bodies + sum(len(each["bytes"]) for each in self.logs)
+        if size > LARGEST:
+            raise InvariantBroken(f"job {self.job_id}: one save holds {size} bytes, MongoDB takes {LARGEST}: save in parts")
 
     def _record(self, kind: str, value: Event | Metric) -> None:
         self.counts[kind] += 1
