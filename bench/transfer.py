@@ -48,7 +48,16 @@ class Bench:
     def ssh(self) -> list[str]:
         pinned = self.scratch / f"known_hosts.{self.port}"
         pinned.write_text(f"[{self.server.host}]:{self.port} {self.server.host_key_public}\n")
-        options = ["-o", f"UserKnownHostsFile={pinned}", "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
+        options = [
+            "-o",
+            f"UserKnownHostsFile={pinned}",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+        ]
         return ["ssh", "-F", "none", *options, "-i", str(self.server.key_path)]
 
     def target(self) -> str:
@@ -176,16 +185,27 @@ def main() -> None:
     given = options.parse_args()
     rows = given.rows.split(",")
     scratch = Path(tempfile.mkdtemp(prefix="rt-bench-"))
-    print("| dataset path | ours | tar \\| ssh tar (ours ×) | rsync -a (ours ×) | scp -r (ours ×) |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| dataset path | ours | tar \\| ssh tar (ours ×) | rsync -a (ours ×) | scp -r (ours ×) |\n|---|---|---|---|---|",
+        flush=True,
+    )
     try:
         with servers.running(servers.prepare(scratch / "sshd")) as server:
             near = Bench(server, scratch, server.port)
             if "big" in rows:
                 big = make_big(scratch / "big", given.big)
-                print(row(f"{given.big} MB of big files", big, measure(near, big, ["tar", "ours", "rsync", "scp"], given.rounds)), flush=True)
+                print(
+                    row(f"{given.big} MB of big files", big, measure(near, big, ["tar", "ours", "rsync", "scp"], given.rounds)),
+                    flush=True,
+                )
             if "small" in rows:
                 small = make_small(scratch / "small", given.small, 8000)
-                print(row(f"{given.small} files of 8 kB", small, measure(near, small, ["tar", "ours", "rsync", "scp"], given.rounds)), flush=True)
+                print(
+                    row(
+                        f"{given.small} files of 8 kB", small, measure(near, small, ["tar", "ours", "rsync", "scp"], given.rounds)
+                    ),
+                    flush=True,
+                )
             if "far" in rows:
                 far = make_big(scratch / "far", given.far)
                 with Link(server.host, server.port) as link:
@@ -197,7 +217,9 @@ def main() -> None:
                 data = scratch / "small" if "small" in rows else make_small(scratch / "small", given.small, 8000)
                 time.sleep(2.1)  # files as fresh as the clock's grain are hashed again
                 bench_again = again(near, data, given.rounds)
-                print(f"| second run, {given.small} files | {bench_again[0]:.2f} s | – | {bench_again[1]:.2f} s | – |", flush=True)
+                print(
+                    f"| second run, {given.small} files | {bench_again[0]:.2f} s | – | {bench_again[1]:.2f} s | – |", flush=True
+                )
     finally:
         shell(f"chmod -R u+w {scratch}; rm -rf {scratch}")
 

@@ -52,7 +52,9 @@ class Cache:
             with draft.open("xb") as file:
                 yield file
         except OSError as error:
-            raise DatasetError(f"cannot write the cache {self._root}: {error.strerror}; free space or set another cache_dir") from error
+            raise DatasetError(
+                f"cannot write the cache {self._root}: {error.strerror}; free space or set another cache_dir"
+            ) from error
         finally:
             draft.unlink(missing_ok=True)
 

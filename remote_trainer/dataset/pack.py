@@ -64,7 +64,8 @@ def _hash_all(parts: Sequence[Part], tree: Tree, cache: Cache | None) -> tuple[C
             pool.shutdown(wait=True, cancel_futures=True)  # the first fault ends it all: nobody waits for 100 GB to be read
             raise
     return tuple(
-        Chunk(sha256=sha256, size=part.size, path=part.path, offset=part.offset) for sha256, part in zip(hashed, parts, strict=True)
+        Chunk(sha256=sha256, size=part.size, path=part.path, offset=part.offset)
+        for sha256, part in zip(hashed, parts, strict=True)
     )
 
 

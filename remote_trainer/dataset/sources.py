@@ -104,7 +104,9 @@ class Archive:
                 else:
                     self._untar(Path(folder))
             except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-                raise DatasetError(f"cannot unpack {self.name}: {error}; check the archive, or unpack it and give the folder") from error
+                raise DatasetError(
+                    f"cannot unpack {self.name}: {error}; check the archive, or unpack it and give the folder"
+                ) from error
             yield scan(Path(folder))
 
     def _untar(self, folder: Path) -> None:

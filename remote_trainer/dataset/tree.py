@@ -1,9 +1,9 @@
 """A folder as it is on disk: found once with one stat per file, read in order, and refused when it is not what it was.
 
-Links: one that leads to a file or folder inside the tree is followed and shipped as what it leads to. One that leaves the tree is refused
-(or followed, with ``outside_links``: a model folder of a hub cache is made of them). Devices, pipes, sockets and names that are not
-UTF-8 or hold control characters are refused. Version control and system droppings are left out (``SKIPPED``), so that the same data has the same
-digest on every machine.
+Links: one that leads to a file or folder inside the tree is followed and shipped as what it leads to. One that leaves the tree is
+refused (or followed, with ``outside_links``: a model folder of a hub cache is made of them). Devices, pipes, sockets and names that are
+not UTF-8 or hold control characters are refused. Version control and system droppings are left out (``SKIPPED``), so that the same data
+has the same digest on every machine.
 
 Rules for editing: blocking; called in threads. A byte that was read must belong to the file that was found: size, times and inode are
 compared before and after.
@@ -21,7 +21,9 @@ from pathlib import Path
 from remote_trainer.dataset.manifest import Entry, Part, header, padding
 from remote_trainer.errors import DatasetError
 
-SKIPPED = frozenset({".git", ".hg", ".svn", "__pycache__", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints"})
+SKIPPED = frozenset(
+    {".git", ".hg", ".svn", "__pycache__", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints"}
+)
 _BUFFER = 1 << 20  # fits the second-level cache, so that hashing finds the bytes there
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes; what Linux file systems take, with room for the folder it is unpacked in
 
@@ -68,7 +70,8 @@ def scan(root: Path, *, outside_links: bool = False) -> Tree:
         found: dict[str, Found] = {}
         _Scan(str(root), real, outside_links, found).folder(real, "", (_identity(os.stat(real)),))
     except OSError as error:
-        raise DatasetError(f"cannot read {error.filename or root}: {error.strerror}; check that it exists and that you may read it") from error
+        place = error.filename or root
+        raise DatasetError(f"cannot read {place}: {error.strerror}; check that it exists and that you may read it") from error
     if not any(not entry.entry.folder for entry in found.values()):
         raise DatasetError(f"{root} holds no files; give the folder that holds the data itself")
     return Tree(real, found)
@@ -105,14 +108,17 @@ class _Scan:
                     self.found[path] = Found(Entry(path, folder=True), child.path, (0, 0, 0, 0))
                     self.folder(child.path, path + "/", (*above, _identity(status)))
                 else:
-                    raise self._refused(path, "neither a file nor a folder (a device, pipe or socket); remove it or give another folder")
+                    raise self._refused(
+                        path, "neither a file nor a folder (a device, pipe or socket); remove it or give another folder"
+                    )
 
     def _checked(self, name: str, below: str) -> str:
         try:
             size = len(name.encode())
         except UnicodeEncodeError:
-            raise self._refused(below + name.encode("utf-8", "backslashreplace").decode(), "named with bytes that are not UTF-8; rename it") from None
-        if not name.isprintable() and any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
+            shown = below + name.encode("utf-8", "backslashreplace").decode()
+            raise self._refused(shown, "named with bytes that are not UTF-8; rename it") from None
+        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
             raise self._refused(below + name, "named with control characters; rename it")
         if size > _MAX_NAME or len(below.encode()) + size > _MAX_PATH:
             raise self._refused(below + name, "named too long for a Linux file system; shorten the path")
@@ -122,7 +128,9 @@ class _Scan:
         try:
             target = os.path.realpath(child.path, strict=True)
         except OSError:
-            raise self._refused(path, f"a link that leads nowhere ({os.readlink(child.path)}); remove it or restore its target") from None
+            raise self._refused(
+                path, f"a link that leads nowhere ({os.readlink(child.path)}); remove it or restore its target"
+            ) from None
         if not self.outside_links and os.path.commonpath([target, self.real]) != self.real:
             raise self._refused(path, f"a link that leaves the folder (to {target}); copy the target into the folder")
         return os.stat(target)

@@ -70,7 +70,9 @@ class Depot:
     async def finish(self, given: Input, key: str) -> None:
         """Publish an input of which every chunk is verified. Idempotent. Conflict when another job took the transfer over."""
         size = str(given.size)
-        await self._call("finish", given.digest, key, str(len(given.chunks)), size, what=f"publishing {given.name}", timeout_s=_FIND_S)
+        await self._call(
+            "finish", given.digest, key, str(len(given.chunks)), size, what=f"publishing {given.name}", timeout_s=_FIND_S
+        )
 
     async def space(self) -> tuple[int, str]:
         """Return the bytes free on the host's disk and the absolute path of the data folder."""
@@ -93,7 +95,9 @@ class Depot:
         answer = await self._call("outputs", key, seconds, pattern, what="listing outputs", timeout_s=_FIND_S)
         lines = answer.splitlines()
         if len(lines) > _MAX_FILES:
-            raise HostError(f"{self.transport.address} lists {len(lines)} output files; at most {_MAX_FILES} are kept: narrow the globs")
+            raise HostError(
+                f"{self.transport.address} lists {len(lines)} output files; at most {_MAX_FILES} are kept: narrow the globs"
+            )
         return tuple(file for line in lines if (file := _listed(line)))
 
     async def read(self, key: str, path: str, *, offset: int, limit: int = 1 << 20) -> bytes:
@@ -113,7 +117,9 @@ class Depot:
         placed = {line[3:] for line in answer.decode(errors="replace").splitlines() if line.startswith("ok ")}
         damaged = [path for _, _, path in lines if path not in placed]
         if damaged:
-            raise DigestMismatch(f"{len(damaged)} files arrived damaged on {self.transport.address}, first {damaged[0]}: send them again")
+            raise DigestMismatch(
+                f"{len(damaged)} files arrived damaged on {self.transport.address}, first {damaged[0]}: send them again"
+            )
 
     async def _call(self, *args: str, what: str, stdin: bytes = b"", timeout_s: float = 60.0) -> bytes:
         done = await scripts.run(self.transport, self.root, "depot", *args, stdin=stdin, timeout_s=timeout_s)
@@ -137,7 +143,9 @@ def outcome(line: bytes, address: str) -> tuple[int, bool]:
         case ["fail", _, why]:
             words = "".join(char if char.isprintable() else "?" for char in why)[:200]
             if "No space" in why or "quota" in why:
-                raise HostFull(f"{address} has no space left to unpack the data: {words}; free some disk, or take a host with more")
+                raise HostFull(
+                    f"{address} has no space left to unpack the data: {words}; free some disk, or take a host with more"
+                )
             raise HostError(f"{address} cannot unpack the data: {words}")
     raise HostError(f"{address} answered what no depot says: {line[:100]!r}")
 
@@ -165,4 +173,6 @@ def _regex(glob: str) -> str:
     """Translate a glob (``*``, ``?``, ``[…]``, ``**``) to the extended regular expressions that every awk has."""
     parts = re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^]/]+\]|.", glob)
     known = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(known.get(p) or (p.replace("[!", "[^", 1) if len(p) > 2 else re.sub(r"[][\\.^$+(){}|]", r"\\\g<0>", p)) for p in parts)
+    return "".join(
+        known.get(p) or (p.replace("[!", "[^", 1) if len(p) > 2 else re.sub(r"[][\\.^$+(){}|]", r"\\\g<0>", p)) for p in parts
+    )

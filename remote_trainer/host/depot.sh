@@ -6,8 +6,8 @@
 #   $RT_ROOT/data/tmp/DIGEST/       one on its way: tree, got/N for each chunk that is verified and in its place, owner, w/PID
 #   $RT_ROOT/j/KEY/w                a job's work folder (the supervisor's); its outputs are in w/output
 #
-# A chunk is hashed while it is unpacked, both from the same pipe: nothing is written twice or read again. A tree appears under its
-# final name by rename, when every chunk was verified.
+# A bundle is verified before it is unpacked. A piece of a big file is written where it belongs and verified there, so that big data is
+# written once. A tree appears under its final name by rename, when every chunk was verified.
 #
 # Rules for editing:
 #   - POSIX sh and what busybox has: dash, bash and busybox run the same tests. No Python needed.
@@ -24,7 +24,7 @@ EX_NOT_OURS=73
 EX_USAGE=78
 EX_HOST_LACKS=79
 
-BLOCK=65536
+BLOCK=262144
 PATIENCE=600 # seconds without a chunk after which another job's transfer is taken over
 GAP=30       # the same when nothing of it runs here
 
@@ -97,7 +97,7 @@ end_writers() { # ends what an earlier connection of this owner left behind, so 
             kill -9 "$_pid" $(children_of "$_pid") 2>/dev/null
             sleep 0.1 2>/dev/null || sleep 1
         done
-        rm -f "$_mark" "$TMP/pipe.$_pid" "$TMP/err.$_pid"
+        rm -f "$_mark" "$TMP/bundle.$_pid"
     done
 }
 
@@ -178,14 +178,13 @@ verb_begin() { # DIGEST KEY: "present" | "busy" | "ready FREE" and "got N" for e
 
 verb_receive() { # DIGEST KEY; chunks on stdin, each after a line "N SHA256 SIZE OFFSET PATH" (a bundle: "- -")
     use_digest "$1"
-    PIPE=$TMP/pipe.$$
-    ERRORS=$TMP/err.$$
-    trap 'rm -f "$TMP/w/$$" "$PIPE" "$ERRORS"' EXIT
-    { started_at $$ >"$TMP/w/$$" && mkfifo "$PIPE"; } 2>/dev/null || die $EX_NOT_OURS "the transfer of $DIGEST is over"
+    BUNDLE=$TMP/bundle.$$
+    trap 'rm -f "$TMP/w/$$" "$BUNDLE"' EXIT
+    { started_at $$ >"$TMP/w/$$"; } 2>/dev/null || die $EX_NOT_OURS "the transfer of $DIGEST is over"
     while IFS= read -r _line; do
         is_owner "$2" || die $EX_NOT_OURS "another job took over the transfer of $DIGEST"
         touch "$TMP/owner"
-        take_chunk "$_line" || exit
+        take_chunk "$_line" || return
     done
 }
 
@@ -193,32 +192,31 @@ take_chunk() { # LINE
     NUMBER=${1%% *} _rest=${1#* }
     SHA=${_rest%% *} _rest=${_rest#* }
     SIZE=${_rest%% *} _rest=${_rest#* }
-    OFFSET=${_rest%% *} PLACE=${_rest#* }
-    unpack_chunk <"$PIPE" >/dev/null 2>"$ERRORS" &
-    _unpacking=$!
-    FOUND=$(exactly "$SIZE" | tee "$PIPE" | sha256)
-    if ! wait "$_unpacking"; then
-        say "fail $NUMBER $(tail -n 1 "$ERRORS")"
-        return 1
-    elif [ "${FOUND%% *}" = "$SHA" ]; then
-        true >"$TMP/got/$NUMBER" || return 1
+    if [ "${_rest%% *}" = - ]; then
+        FOUND=$(exactly "$SIZE" >"$BUNDLE" && sha256 "$BUNDLE")
+    else
+        PLACE=$TMP/tree/${_rest#* }
+        FOUND=$(take_piece $((${_rest%% *} / BLOCK)) && read_piece $((${_rest%% *} / BLOCK)) | sha256)
+    fi
+    if [ "${FOUND%% *}" != "$SHA" ]; then
+        [ "$(free_bytes)" -ge "$SIZE" ] || { say "fail $NUMBER No space left on device"; return 1; }
+        say "bad $NUMBER"
+    elif [ "${_rest%% *}" != - ] || PROBLEM=$(tar -xmf "$BUNDLE" -C "$TMP/tree" 2>&1); then
+        true >"$TMP/got/$NUMBER" || return
         say "ok $NUMBER"
     else
-        say "bad $NUMBER"
+        say "fail $NUMBER $(say "$PROBLEM" | head -n 1)"
+        return 1
     fi
 }
 
-unpack_chunk() {
-    if [ "$OFFSET" = - ]; then
-        exec tar -xmf - -C "$TMP/tree"
-    else
-        exec dd "of=$TMP/tree/$PLACE" bs=$BLOCK seek=$((OFFSET / BLOCK)) conv=notrunc
-    fi
-}
+take_piece() { { dd bs=$BLOCK "seek=$1" count=0 2>/dev/null; exactly "$SIZE"; } 1<>"$PLACE"; } # OFFSET in blocks
+
+read_piece() { { dd bs=$BLOCK "skip=$1" count=0 2>/dev/null; exactly "$SIZE"; } <"$PLACE"; } # OFFSET in blocks; what lies there now
 
 exactly() { # SIZE; not a byte more of stdin, which a buffering reader would take
-    [ "$1" -lt $BLOCK ] || dd bs=$BLOCK count=$(($1 / BLOCK)) iflag=fullblock 2>/dev/null
-    [ $(($1 % BLOCK)) -eq 0 ] || dd bs=$(($1 % BLOCK)) count=1 iflag=fullblock 2>/dev/null
+    { [ "$1" -lt $BLOCK ] || dd bs=$BLOCK count=$(($1 / BLOCK)) iflag=fullblock; } 2>/dev/null &&
+        { [ $(($1 % BLOCK)) -eq 0 ] || dd bs=$(($1 % BLOCK)) count=1 iflag=fullblock; } 2>/dev/null
 }
 
 verb_finish() { # DIGEST KEY CHUNKS SIZE

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,16 +40,19 @@ async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *,
     DigestMismatch when bytes keep arriving damaged.
     """
     total = sum(given.size for given in inputs)
-    done = 0
-    for given in inputs:
-        before = done
-        await _ship(depot, key, given, cache, lambda size, before=before: progress and progress(before + size, total))  # type: ignore[misc]
-        done += given.size
+    before = 0
+
+    def advance(done: int) -> None:
         if progress:
-            progress(done, total)
+            progress(before + done, total)
+
+    for given in inputs:
+        await _ship(depot, key, given, cache, advance)
+        advance(given.size)
+        before += given.size
 
 
-async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Callable[[int], object]) -> None:
+async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Callable[[int], None]) -> None:
     while (begun := await depot.begin(given, key)) is None:
         await asyncio.sleep(_BUSY_S)  # another job brings it
     if begun.present:
@@ -90,7 +93,7 @@ class _Transfer:
     key: str
     given: Input
     packed: Packed
-    advance: Callable[[int], object]
+    advance: Callable[[int], None]
     got: set[int]
     waiting: deque[int] = field(init=False)
     sends: Counter[int] = field(default_factory=Counter)
@@ -137,8 +140,8 @@ class _Transfer:
     async def _send(self, channel: Channel, number: int, listening: asyncio.Task[None]) -> None:
         await channel.write(chunk_line(self.given, number))
         blocks = self.packed.read(number)
-        while not listening.done() and (block := await asyncio.to_thread(_next, blocks)):
-            await channel.write(block)
+        while not listening.done() and (block := await asyncio.to_thread(next, blocks, b"")):
+            await channel.write(block)  # which copies what it cannot send at once
 
     async def _hear(self, channel: Channel, sent: set[int]) -> None:
         """Take the host's word on each chunk until it says no more."""
@@ -161,7 +164,9 @@ class _Transfer:
         await asyncio.to_thread(self.packed.verify, number)
         self.sends[number] += 1
         if self.sends[number] >= _SENDS:
-            raise DigestMismatch(f"chunk {number} of {self.given.name} arrived damaged {_SENDS} times on {self.depot.transport.address}")
+            raise DigestMismatch(
+                f"chunk {number} of {self.given.name} arrived damaged {_SENDS} times on {self.depot.transport.address}"
+            )
         self.waiting.append(number)
 
     async def _explain(self, channel: Channel) -> None:
@@ -171,14 +176,9 @@ class _Transfer:
         raise HostUnreachable(f"the transfer to {self.depot.transport.address} broke off (status {code}): {said or 'no words'}")
 
 
-def _next(blocks: Iterator[bytes | bytearray | memoryview]) -> bytes:
-    return bytes(next(blocks, b""))
-
-
 def _gravest(several: ExceptionGroup[Exception]) -> Exception:
     """A break of the line follows from everything else."""
-    flat = [error for error in several.exceptions]
-    return next((error for error in flat if not isinstance(error, HostUnreachable)), flat[0])
+    return next((error for error in several.exceptions if not isinstance(error, HostUnreachable)), several.exceptions[0])
 
 
 async def restore(depot: Depot, key: str, files: Sequence[tuple[str, str, Path]], *, progress: Progress | None = None) -> None:
@@ -186,7 +186,7 @@ async def restore(depot: Depot, key: str, files: Sequence[tuple[str, str, Path]]
     if not files:
         return
     _, data = await depot.space()
-    inbox = f"{data}/tmp/restore.{key}"
+    inbox = f"{data}/tmp/restore.{key}"  # noqa: S108  # on the host, in our own folder
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=files[0][2].parent) as folder:
         named = [Path(folder) / f"{number}.{sha256[:16]}" for number, (_, sha256, _) in enumerate(files)]
         await asyncio.to_thread(_link_all, [file for _, _, file in files], named)

@@ -1,0 +1,109 @@
+"""An S3 prefix (AWS, R2, MinIO) as a source: listed cheaply, downloaded into a folder that is gone once it is packed.
+
+Credentials and endpoint are boto3's own (AWS_* variables, ~/.aws). Keys are somebody else's words: one that would leave the folder is
+refused.
+
+Rules for editing: blocking; called in threads. Needs the ``s3`` extra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from remote_trainer.dataset.tree import Tree, scan
+from remote_trainer.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_AT_ONCE = 8  # downloads
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    key: str
+    size: int
+    etag: str
+    path: str  # below the prefix
+
+
+class Bucket:
+    """All objects below ``s3://bucket/prefix``."""
+
+    fleeting = True
+
+    def __init__(self, url: str) -> None:
+        self.name = url.rstrip("/")
+        self._bucket, _, prefix = self.name.removeprefix("s3://").partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        if not self._bucket:
+            raise DatasetError(f"{url} names no bucket; write s3://bucket/prefix")
+        self._client = _client()
+
+    def signature(self) -> str:
+        lines = [f"{found.key}\0{found.size}\0{found.etag}" for found in self._list()]
+        return hashlib.sha256("\0".join(lines).encode()).hexdigest()
+
+    @contextlib.contextmanager
+    def tree(self) -> Iterator[Tree]:
+        found = self._list()
+        with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
+            for download in [pool.submit(self._download, item, Path(folder) / item.path) for item in found]:
+                download.result()
+            yield scan(Path(folder))
+
+    def _list(self) -> Sequence[_Object]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            listed = [item for page in pages for item in page.get("Contents", [])]
+        except (BotoCoreError, ClientError) as error:
+            raise DatasetError(f"cannot list {self.name}: {error}; check the bucket, the endpoint and the credentials") from error
+        files = [item for item in listed if not item["Key"].endswith("/")]  # folders that a console made
+        if not files:
+            raise DatasetError(f"{self.name} holds no objects; check the bucket and the prefix")
+        return [_Object(item["Key"], item["Size"], item["ETag"], self._safe(item["Key"])) for item in files]
+
+    def _safe(self, key: str) -> str:
+        path = key.removeprefix(self._prefix)
+        if str(PurePosixPath(path)) != path or PurePosixPath(path).is_absolute() or ".." in path.split("/") or "\0" in path:
+            raise DatasetError(f"{self.name} holds {key!r:.300}, a name that no folder can hold; rename the object")
+        return path
+
+    def _download(self, item: _Object, target: Path) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            body = self._client.get_object(Bucket=self._bucket, Key=item.key, IfMatch=item.etag)["Body"]
+            with target.open("xb") as file:
+                for block in body.iter_chunks(1 << 20):
+                    file.write(block)
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise DatasetError(f"cannot read {item.key} of {self.name}: {error}; try again, or download it yourself") from error
+        if target.stat().st_size != item.size:
+            raise DatasetError(f"{item.key} of {self.name} changed while it was read; submit again")
+
+
+def _client() -> S3Client:
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise ConfigError("reading from a bucket needs boto3: pip install 'remote-trainer[s3]'") from error
+    config = Config(
+        request_checksum_calculation="when_required",  # R2 and others refuse boto3's default trailers
+        response_checksum_validation="when_required",
+        max_pool_connections=_AT_ONCE,
+        retries={"mode": "standard", "max_attempts": 5},
+    )
+    client: S3Client = boto3.client("s3", config=config)
+    return client
