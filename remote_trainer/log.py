@@ -29,6 +29,25 @@ _SECRET_KEY = re.compile(
 )
 
 
+_SHARED: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+    structlog.stdlib.PositionalArgumentsFormatter(),
+    structlog.processors.StackInfoRenderer(),
+    structlog.processors.format_exc_info,  # the plain traceback: sources and lines, never the values in them
+]
+
+structlog.configure(
+    processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    wrapper_class=structlog.stdlib.BoundLogger,
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    cache_logger_on_first_use=False,  # a later configure() must reach loggers made before
+)
+# Silent until configured, as a library has to be: what goes out by another way is not redacted, and stdout is a command's answer.
+logging.getLogger("remote_trainer").addHandler(logging.NullHandler())
+
+
 def event(phase: str) -> str:
     """Return the name of events of a phase: ``training.remote.executing``."""
     return f"training.remote.{phase}"
@@ -48,14 +67,6 @@ def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto
     """Send all log lines of the process to a stream (stderr). May be called again."""
     stream = stream or sys.stderr
     colours = stream.isatty()
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-        structlog.stdlib.PositionalArgumentsFormatter(),
-        structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,  # the plain traceback: sources and lines, never the values in them
-    ]
     render: Processor
     if form == "json" or (form == "auto" and not colours):
         render = structlog.processors.JSONRenderer(ensure_ascii=False)
@@ -63,16 +74,10 @@ def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto
         render = structlog.dev.ConsoleRenderer(
             colors=colours, timestamp_key="at", exception_formatter=structlog.dev.plain_traceback
         )
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # a later configure() must reach loggers made before
-    )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _library, *shared],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _library, *_SHARED],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _clean, render],
         )
     )

@@ -6,11 +6,12 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
-import structlog
 
 from remote_trainer import log
 
@@ -27,7 +28,6 @@ def as_before() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
     logging.captureWarnings(False)
     logging.getLogger("remote_trainer").setLevel(logging.NOTSET)
-    structlog.reset_defaults()
 
 
 @pytest.fixture(params=["json", "text"])
@@ -87,6 +87,13 @@ def test_libraries(lines: io.StringIO) -> None:
     logging.getLogger("asyncssh").warning("connection %s lost", "x")
     assert len(lines.getvalue().splitlines()) == 1
     assert (last(lines)["event"], last(lines)["logger"]) == ("connection x lost", "asyncssh")
+
+
+def test_silent_until_configured() -> None:
+    """Before anybody said where log lines go, none are written: not to stdout, which is a command's answer, nor to stderr."""
+    program = "from remote_trainer import log; log.get().error('x', password='y'); log.get().debug('x')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 def test_levels() -> None:
