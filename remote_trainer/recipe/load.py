@@ -72,6 +72,9 @@ def _meaning_faults(source: Source, path: Path) -> Iterator[Fault]:
     for index, name in enumerate(_items(data.get("files"))):
         if isinstance(name, str) and ".." in name.split("/"):
             yield source.fault(f"/files/{index}", f"{name!r} must not leave its folder")
+    for name, amount in _mapping(data.get("resources")).items():
+        if isinstance(amount, str) and "{" not in amount:
+            yield source.fault(f"/resources/{name}", f"must be a whole number, or a template that gives one, not {amount!r}")
     for name, rule in _mapping(data.get("inputs")).items():
         parameter = _mapping(rule).get("parameter")
         if isinstance(parameter, str) and parameter not in _mapping(data.get("parameters")):
