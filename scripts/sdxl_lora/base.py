@@ -73,7 +73,13 @@ def load_from_file(path: Path, part: str, dtype: Any) -> Any:
     """One part of a single-file checkpoint; its configuration is SDXL's, which diffusers fetches from the hub once."""
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline.from_single_file(str(path), torch_dtype=dtype, **dict.fromkeys(set(WEIGHTS) - {part}))
+    others = dict.fromkeys(set(WEIGHTS) - {part})
+    try:
+        pipeline = StableDiffusionXLPipeline.from_single_file(str(path), torch_dtype=dtype, **others)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{part} cannot be read from {path} (SDXL's configuration is fetched from the hub once): {error}"
+        ) from error
     found = getattr(pipeline, part)
     return found if part.startswith("tokenizer") else found.requires_grad_(False).eval()
 

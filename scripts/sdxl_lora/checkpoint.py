@@ -86,8 +86,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest."""
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    """Delete all but the newest, and what crashes left half written."""
+    for old in [*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".step-*.part")]:
         shutil.rmtree(old)
 
 

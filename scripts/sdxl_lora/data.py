@@ -158,6 +158,10 @@ def survey(options: Options) -> list[Photo]:
     folder = Path(options.dataset)
     if not folder.is_dir():
         raise BadInput(f"the dataset folder {folder} does not exist; pass --dataset or set RT_DATASET")
+    if options.output_dir.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(
+            f"the output {options.output_dir} lies inside the dataset {folder}, where samples would become training images"
+        )
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
     if not paths:
         raise BadInput(f"there is no image in {folder}; looked for {', '.join(sorted(SUFFIXES))}")

@@ -30,6 +30,12 @@ class OutOfMemory(End):
     exit_code = 71
 
 
+class CannotWrite(End):
+    """A file could not be written or read: the disk is full, or a permission is missing."""
+
+    exit_code = 74
+
+
 class Interrupted(End):
     """Asked to stop by a signal; the work is kept and the same command goes on with it."""
 

@@ -74,8 +74,7 @@ def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
         options.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(False)
     )
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
     return device, torch.bfloat16 if bf16 else torch.float32
 
 
@@ -139,8 +138,8 @@ class Run:
     def __post_init__(self) -> None:
         """Make the optimiser over what learns."""
         self.parameters = [parameter for parameter in self.model.unet.parameters() if parameter.requires_grad]
-        rates = {"lr": self.options.lr, "weight_decay": self.options.weight_decay}
-        self.optimizer = torch.optim.AdamW(self.parameters, **rates, fused=True)
+        decay = self.options.weight_decay
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.options.lr, weight_decay=decay, fused=True)
 
     def announce(self, learned: Sequence[Photo]) -> None:
         """Print what follows from the options, once."""

@@ -12,8 +12,8 @@ numpy; nothing else, and no part of the program that may have sent it here.
 In OUTPUT: final/NAME.safetensors (diffusers), final/NAME_kohya.safetensors (ComfyUI and others), final/training.json,
 samples/, checkpoints/, metrics.jsonl, cache/.
 
-Exit codes: 0 done · 2 bad input · 70 a written LoRA is wrong · 71 out of memory · 75 interrupted, run again to resume ·
-76 the loss is no longer a number.
+Exit codes: 0 done · 2 bad input · 70 a written LoRA is wrong · 71 out of memory · 74 a file cannot be written ·
+75 interrupted, run again to resume · 76 the loss is no longer a number.
 
 Editing rules: what can be checked without torch is checked before torch is loaded; every foreseen error is one message.
 """
@@ -32,8 +32,9 @@ from typing import Any
 
 from base import find
 from data import survey
-from ends import End, Interrupted
+from ends import CannotWrite, End, Interrupted
 from options import Options, parse
+from safetensors import SafetensorError
 
 
 class Stop:
@@ -88,6 +89,9 @@ def main() -> int:
     except End as end:
         print(f"{'stopped' if isinstance(end, Interrupted) else 'error'}: {end}", file=sys.stderr, flush=True)
         return end.exit_code
+    except (OSError, SafetensorError) as error:
+        print(f"error: {error}; free disk space or fix the permission, then run again to resume", file=sys.stderr, flush=True)
+        return CannotWrite.exit_code
     return 0
 
 

@@ -177,6 +177,11 @@ def test_an_empty_or_absent_folder_is_refused(tmp_path: Path, make: bool, expect
     assert expected in (message := refusal(folder)) and str(folder) in message
 
 
+def test_an_output_inside_the_dataset_is_refused(tmp_path: Path) -> None:
+    """Samples written there would be trained on in the next run."""
+    assert "lies inside the dataset" in refusal(tmp_path, output=tmp_path / "out")
+
+
 def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     """A caption in another encoding is an error, not mojibake."""
     add(tmp_path, "old.png").with_suffix(".txt").write_bytes("Müller".encode("latin-1"))

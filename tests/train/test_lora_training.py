@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,21 @@ def test_a_base_of_another_family_is_refused_before_torch_is_loaded(
     with pytest.raises(BadInput, match=expected) as caught:
         find(str(tmp_path / "model"))
     assert str(tmp_path / "model") in str(caught.value)
+
+
+def test_a_base_with_half_precision_files_only_is_read(base: Path, tmp_path: Path) -> None:
+    """A folder whose weights are all named .fp16, as the hub's smaller download is, loads in any precision."""
+    import torch
+    from base import WEIGHTS, find
+
+    shutil.copytree(base, tmp_path / "half")
+    for file in (tmp_path / "half").rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    half = find(str(tmp_path / "half"))
+    assert half.variant == "fp16" and half.digest != find(str(base)).digest
+    for part in WEIGHTS:
+        parameters = list(half.load(part, torch.float32).parameters())
+        assert parameters and all(p.dtype == torch.float32 and not p.requires_grad for p in parameters)
 
 
 def index(folder: Path, kind: str, embed: str | None) -> None:
