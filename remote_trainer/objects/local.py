@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from remote_trainer.ports import Progress, StoredObject
 T = TypeVar("T")
 
 _META, _TEMP = ".meta", ".tmp"
+_ABANDONED_S = 24 * 3600  # no copy takes that long
 
 
 class LocalObjects:
@@ -34,6 +36,7 @@ class LocalObjects:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self._threads = Threads()
+        self._swept = False
 
     async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
         watch = Watch(progress)
@@ -180,6 +183,9 @@ class LocalObjects:
     def _temporary(self) -> Iterator[Path]:
         folder = self._root / _TEMP
         folder.mkdir(parents=True, exist_ok=True)
+        if not self._swept:
+            self._swept = True
+            _sweep(folder)
         path = folder / uuid.uuid4().hex
         try:
             yield path
@@ -197,6 +203,14 @@ def _copy(source: Path, target: Path, watch: Watch) -> str:
             done += len(block)
             watch(done, total)
     return digest.hexdigest()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left behind."""
+    for left in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if left.stat().st_mtime < time.time() - _ABANDONED_S:
+                left.unlink()
 
 
 def _place(temporary: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ def open_objects(url: str, s3: S3Settings) -> Objects:
     match parts.scheme:
         case "" | "file":
             return LocalObjects(Path(unquote(parts.path) if parts.scheme else url).expanduser())
-        case "s3":
+        case "s3" if not (parts.query or parts.fragment):
             from remote_trainer.objects.s3 import S3Objects
 
             return S3Objects(parts.netloc, parts.path.strip("/"), s3)

@@ -235,10 +235,10 @@ class S3Objects:
     def _abort_stale(self, key: str) -> None:
         """End uploads of this key that a killed process left; they are invisible and cost storage."""
         name = self._key(key)
-        found = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name)
-        for upload in found.get("Uploads", ()):
-            if upload["Key"] == name:
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload["UploadId"])
+        with suppress(ClientError):  # a key that may only read and write objects still can
+            for upload in self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name).get("Uploads", ()):
+                if upload["Key"] == name:
+                    self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload["UploadId"])
 
     def _get(self, key: str, path: Path, sha256: str, watch: Watch) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,7 @@ class Collector:
     spool: Path
     _kept: dict[str, Artifact] | None = None  # by path, as the object store lists them; None: not asked yet
     _verified: set[Artifact] = field(default_factory=set)
+    _fetched: set[Artifact] = field(default_factory=set)  # in the spool and hashed
     _records: dict[tuple[str, str], Record] = field(default_factory=dict)  # by output and unit
 
     async def collect(self, final: bool = False, complete: bool = True) -> CollectResult:
@@ -140,6 +141,7 @@ class Collector:
             await self.objects.delete(artifact.key)  # or the next put would find it there
             raise
         self._verified.add(artifact)
+        self._fetched.discard(artifact)
         await asyncio.to_thread(spooled.unlink, missing_ok=True)
         _log.debug(log.event("fetching"), action="artifact_kept", path=artifact.path, size=artifact.size)
 
@@ -147,6 +149,8 @@ class Collector:
         """Fetch a file into the spool; what is there of it already is not fetched again."""
         try:
             there = await asyncio.to_thread(_make_room, spooled, artifact)
+            if artifact in self._fetched and there == artifact.size:  # waits for the object store: not hashed again each round
+                return
             if there < artifact.size or not artifact.size:
                 await self.host.fetch(self.label, artifact.path, spooled, size=artifact.size)
             found = await asyncio.to_thread(_digest, spooled)
@@ -157,6 +161,7 @@ class Collector:
         if found != artifact.sha256:
             await asyncio.to_thread(spooled.unlink)
             raise DigestMismatch(f"{artifact.path} changed while it was fetched")
+        self._fetched.add(artifact)
 
     async def _record(self, unit: Unit) -> None:
         artifacts = tuple(self._known[file.path] for file in unit.files)

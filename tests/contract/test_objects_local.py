@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ class TestLocalObjects(ObjectsContract):
         assert await keys(objects, "") == []
         assert not list((objects._root / ".tmp").iterdir())
         await objects.put("key", path, sha256=digest)
+
+    async def test_what_a_killed_process_left(self, objects: LocalObjects, make: Make, root: Path) -> None:
+        """Half a copy that a killed process left is removed after a day; one that may still be written to is not."""
+        (root / ".tmp").mkdir(parents=True)
+        for name, age_s in (("old", 90_000), ("new", 60)):
+            (root / ".tmp" / name).write_bytes(b"half")
+            os.utime(root / ".tmp" / name, (time.time() - age_s,) * 2)
+        path, digest = make(b"data")
+        await objects.put("key", path, sha256=digest)
+        assert os.listdir(root / ".tmp") == ["new"]
 
     async def test_a_folder_that_cannot_be_used(self, tmp_path: Path, make: Make) -> None:
         """A root that is a file is told as such, by check too."""
