@@ -64,6 +64,13 @@ def ensure_worker(app: App) -> bool:
     return True
 
 
+def unserved(app: App) -> str:
+    """Return what to tell somebody whose job no worker has taken for a while."""
+    if app.settings.store_url.startswith("sqlite"):
+        return f"no worker has taken the job yet; the background worker's log is {app.settings.state_dir / 'worker.log'}"
+    return "no worker has taken the job yet: one must run against this store (remote-trainer worker), or all of them are busy"
+
+
 def _lock_path(app: App) -> Path:
     return app.settings.state_dir / "worker.lock"
 

@@ -84,14 +84,49 @@ async def read_logs(app: App, job_id: JobId, *, step: str | None = None, follow:
     async with aclosing(app.store.watch(job_id)) as wakes:
         async for _ in wakes:
             ended = (await app.store.get(job_id)).phase.terminal  # asked first: what is written after it is not missed
-            for stream in await app.store.log_streams(job_id):
-                if not _is_log(stream, step):
-                    continue
-                while data := await app.store.read_log(job_id, stream, offset=offsets.get(stream, 0)):
-                    yield LogPiece(stream=stream, offset=offsets.get(stream, 0), data=data)
-                    offsets[stream] = offsets.get(stream, 0) + len(data)
+            async for piece in _new_pieces(app, job_id, offsets, step):
+                yield piece
             if ended or not follow:
                 return
+
+
+async def follow_job(app: App, job_id: JobId) -> AsyncGenerator[Snapshot | LogPiece, None]:
+    """Yield a snapshot at every change, each followed by what the logs have grown; the last is that of the ended job, after all logs."""
+    values: dict[str, float] = {}
+    offsets: dict[str, int] = {}
+    seq = 0
+    async with aclosing(app.store.watch(job_id)) as wakes:
+        async for _ in wakes:
+            job = await app.store.get(job_id)
+            seq = await _merge_metrics(app, job_id, seq, values)
+            sizes = await app.store.log_streams(job_id)
+            seen = Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=dict(values), log_sizes=sizes)
+            if not job.phase.terminal:
+                yield seen
+            async for piece in _new_pieces(app, job_id, offsets, None):
+                yield piece
+            if job.phase.terminal:
+                yield seen
+                return
+
+
+async def _new_pieces(app: App, job_id: JobId, offsets: dict[str, int], step: str | None) -> AsyncGenerator[LogPiece, None]:
+    """Yield what the logs have grown since ``offsets``, and bring those up to date."""
+    for stream in await app.store.log_streams(job_id):
+        if not _is_log(stream, step):
+            continue
+        while data := await app.store.read_log(job_id, stream, offset=offsets.get(stream, 0)):
+            yield LogPiece(stream=stream, offset=offsets.get(stream, 0), data=data)
+            offsets[stream] = offsets.get(stream, 0) + len(data)
+
+
+async def tail(app: App, job_id: JobId, *, limit: int = 1 << 16) -> bytes:
+    """Return the end of the log of the step that ran last."""
+    streams = [name for name in await app.store.log_streams(job_id) if _is_log(name, None)]
+    if not streams:
+        return b""
+    size = (await app.store.log_streams(job_id))[streams[-1]]
+    return await app.store.read_log(job_id, streams[-1], offset=max(0, size - limit), limit=limit)
 
 
 def _is_log(stream: str, step: str | None) -> bool:

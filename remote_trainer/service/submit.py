@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_trainer import plugins
+from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report, inspect
 from remote_trainer.dataset.pack import pack
@@ -59,16 +60,16 @@ class Draft:
     report: Report | None  # of the dataset, where it is a local folder or archive
 
 
-async def draft(app: App, order: Order) -> Draft:
-    """Check an order completely. Raises UsageError kinds; touches nothing."""
-    recipe = load_recipe(plugins.find_tool(order.tool, app.settings.tools_path))
-    profile = plugins.find_profile(order.driver, app.settings.drivers_path)
+async def draft(settings: Settings, order: Order) -> Draft:
+    """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
+    recipe = load_recipe(plugins.find_tool(order.tool, settings.tools_path))
+    profile = plugins.find_profile(order.driver, settings.drivers_path)
     options = {**profile.options, **order.driver_options}
-    driver = app.driver(profile.driver, options)  # raises on bad options
+    driver = plugins.make_driver(profile.driver, options, settings.driver_settings)  # raises on bad options
     await driver.close()
-    settings = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
-    plan = make_plan(recipe, parse_settings(recipe, settings))
-    _check_secrets(app, plan)
+    chosen = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
+    plan = make_plan(recipe, parse_settings(recipe, chosen))
+    _check_secrets(settings, plan)
     sources = _sources(recipe, plan, order)
     report = None
     if (source := sources.get("dataset")) is not None and "://" not in source:
@@ -82,14 +83,14 @@ async def draft(app: App, order: Order) -> Draft:
         driver=profile.driver,
         driver_options=options,
         sources=sources,
-        limits=_limits(app, profile.limits, order),
+        limits=_limits(settings, profile.limits, order),
         report=report,
     )
 
 
 async def submit(app: App, order: Order) -> Job:
     """Check, pack and queue an order; returns the queued job."""
-    checked = await draft(app, order)
+    checked = await draft(app.settings, order)
     inputs = await _pack_inputs(app, checked)
     now = app.clock.now()
     job_id = new_job_id(now)
@@ -136,20 +137,20 @@ def _sources(recipe: Recipe, plan: Plan, order: Order) -> dict[str, str]:
     return sources
 
 
-def _check_secrets(app: App, plan: Plan) -> None:
+def _check_secrets(settings: Settings, plan: Plan) -> None:
     missing = []
     for name in plan.required_secrets:
         try:
-            app.settings.secret(name)
+            settings.secret(name)
         except ConfigError as error:
             missing.append(str(error))
     if missing:
         raise ConfigError("\n".join([f"{plan.tool} needs secrets that are not set:", *(f"  {line}" for line in missing)]))
 
 
-def _limits(app: App, profile: Mapping[str, Any], order: Order) -> Limits:
+def _limits(settings: Settings, profile: Mapping[str, Any], order: Order) -> Limits:
     """Return what bounds the job: the order's own wishes, else the profile's, else the installation's."""
-    base = replace(app.settings.job_limits, **profile)
+    base = replace(settings.job_limits, **profile)
     limits = Limits(
         max_hours=base.max_hours if order.max_hours is None else order.max_hours,
         max_cost=base.max_cost if order.max_cost is None else order.max_cost,

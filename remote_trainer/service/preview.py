@@ -1,0 +1,58 @@
+"""What a checked order would ship, measured without packing it; and packing a dataset ahead of any job.
+
+Rules for editing: ``transfers`` reads folders and writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote_trainer import plugins
+from remote_trainer.config import Settings
+from remote_trainer.dataset.cache import Cache
+from remote_trainer.dataset.pack import pack
+from remote_trainer.dataset.sources import open_source
+from remote_trainer.dataset.tree import scan
+from remote_trainer.model import Input
+from remote_trainer.service.submit import Draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """One input that would be shipped; sizes are None where they are known only once it is packed (archives, buckets)."""
+
+    name: str
+    source: str
+    files: int | None = None
+    size: int | None = None  # bytes
+
+
+async def transfers(checked: Draft) -> list[Transfer]:
+    """Return what would be sent to a host that has nothing of it yet."""
+    return await asyncio.to_thread(_transfers, checked)
+
+
+def _transfers(checked: Draft) -> list[Transfer]:
+    found = [_measure(name, source) for name, source in checked.sources.items()]
+    for path in plugins.tool_files(checked.recipe).values():
+        found.append(_measure("tool", str(path)) if path.is_dir() else _file(path))
+    return found
+
+
+def _measure(name: str, source: str) -> Transfer:
+    if "://" in source or not Path(source).is_dir():
+        open_source(source)  # DatasetError if it is nothing that can be packed
+        return Transfer(name=name, source=source)
+    files = [entry for entry in scan(Path(source)).entries if not entry.folder]
+    return Transfer(name=name, source=source, files=len(files), size=sum(entry.size for entry in files))
+
+
+def _file(path: Path) -> Transfer:
+    return Transfer(name="tool", source=str(path), files=1, size=path.stat().st_size)
+
+
+async def pack_dataset(settings: Settings, source: str) -> Input:
+    """Pack and hash a dataset into the cache, so that a later submit finds it done."""
+    return await pack(source, Cache(settings.cache_dir), name="dataset")
