@@ -32,7 +32,7 @@ from remote_trainer.store.watchers import Watchers
 LAYOUT = 1
 
 #: How often other processes' writes are looked for, seconds: where touches are told it is only a safety net.
-_TOLD_S, _POLL_S = 0.25, 0.02
+_TOLD_S, _POLL_S = 1.0, 0.02
 #: Writes that follow each other faster wake once, seconds.
 _TOGETHER_S = 0.002
 

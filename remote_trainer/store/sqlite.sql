@@ -1,8 +1,9 @@
 -- Every statement of the SQLite store: a name and what it is for, then the statement. Loaded by name at import.
 -- Rules for editing: the migrations below are append-only; a released one is never changed. now_s() is the store's clock (seconds
--- since the epoch), given by connection.py. Columns a list or a claim looks at lie in `jobs`, one short row each, so that renewing a
--- thousand leases touches a dozen pages; the documents lie apart. Rows of events and metrics are never deleted, so their rowid,
--- which grows over the whole store, is also a sequence within each job.
+-- since the epoch), given by connection.py. CROSS JOIN keeps the order of a join as it is written: from what is asked for to the rows.
+-- Columns a list or a claim looks at lie in `jobs`, one short row each, so that renewing a thousand leases touches a dozen pages; the
+-- documents lie apart. Rows of events and metrics are never deleted, so their rowid, which grows over the whole store, is also a
+-- sequence within each job.
 
 -- migration_1: the first layout
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -95,17 +96,23 @@ WHERE number IN (
 RETURNING number;
 
 -- claimed: what a claim took, in the order of the queue
-SELECT body, cancel_at, token FROM json_each(:numbers) JOIN jobs ON jobs.number = value JOIN documents ON job = jobs.number
+SELECT body, cancel_at, token FROM json_each(:numbers) CROSS JOIN jobs ON jobs.number = value CROSS JOIN documents ON job = jobs.number
 ORDER BY priority DESC, created_us, jobs.id;
 
 -- renew: extend all leases that are still this holder's
-UPDATE jobs SET expires = now_s() + :lease_s FROM json_each(:leases) AS wanted
-WHERE jobs.id = wanted.key AND token = wanted.value AND holder = :holder
+UPDATE jobs SET expires = now_s() + :lease_s
+WHERE number IN (
+    SELECT number FROM json_each(:leases) AS wanted CROSS JOIN jobs ON jobs.id = wanted.key
+    WHERE token = wanted.value AND holder = :holder
+)
 RETURNING id, cancel_at IS NOT NULL;
 
 -- release: give leases back
-UPDATE jobs SET holder = NULL, expires = 0 FROM json_each(:leases) AS wanted
-WHERE jobs.id = wanted.key AND token = wanted.value AND holder IS NOT NULL
+UPDATE jobs SET holder = NULL, expires = 0
+WHERE number IN (
+    SELECT number FROM json_each(:leases) AS wanted CROSS JOIN jobs ON jobs.id = wanted.key
+    WHERE token = wanted.value AND holder IS NOT NULL
+)
 RETURNING id;
 
 -- evict: let a holder's leases run out
@@ -115,7 +122,7 @@ UPDATE jobs SET expires = 0 WHERE holder = :holder AND expires > now_s() RETURNI
 SELECT DISTINCT holder FROM jobs WHERE holder IS NOT NULL AND expires > now_s() ORDER BY holder;
 
 -- tokens: the current token of held jobs
-SELECT jobs.id, number, token FROM json_each(:ids) JOIN jobs ON jobs.id = value WHERE holder IS NOT NULL;
+SELECT jobs.id, number, token FROM json_each(:ids) CROSS JOIN jobs ON jobs.id = value WHERE holder IS NOT NULL;
 
 -- set_job: the columns of a saved document
 UPDATE jobs SET phase = :phase, finished = :finished, schema = :schema, priority = :priority WHERE number = :job;
@@ -131,7 +138,7 @@ INSERT INTO metrics (job, body) VALUES (?, ?);
 
 -- streams: how far streams are, wanted as [job, name] pairs
 SELECT streams.job, name, streams.number, size, segment FROM json_each(:streams) AS wanted
-JOIN streams ON streams.job = wanted.value ->> 0 AND name = wanted.value ->> 1;
+CROSS JOIN streams ON streams.job = wanted.value ->> 0 AND name = wanted.value ->> 1;
 
 -- add_stream: the first write of a stream
 INSERT INTO streams (job, name) VALUES (?, ?) RETURNING number;
