@@ -115,7 +115,10 @@ def error_page() -> str:
 
 
 def _classes(kind: type[errors.RemoteTrainerError]) -> list[type[errors.RemoteTrainerError]]:
-    return [kind, *(found for child in kind.__subclasses__() for found in _classes(child))]
+    children = [
+        child for child in kind.__subclasses__() if child.__module__ == errors.__name__
+    ]  # a module's own are its business
+    return [kind, *(found for child in children for found in _classes(child))]
 
 
 def _table(head: str, rows: list[str]) -> list[str]:

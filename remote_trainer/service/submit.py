@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report, inspect
 from remote_trainer.dataset.pack import pack
 from remote_trainer.errors import ConfigError, DatasetError, UsageError
-from remote_trainer.model import Input, Job, Limits, Plan
+from remote_trainer.model import Input, Job, Limits, Plan, Resources
 from remote_trainer.recipe.load import load_recipe
 from remote_trainer.recipe.parameters import parse_settings
-from remote_trainer.recipe.plan import make_plan
+from remote_trainer.recipe.plan import make_plan, plan_digest
 from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.names import new_job_id
@@ -109,6 +109,13 @@ async def submit(app: App, order: Order) -> Job:
     )
     await app.store.submit(job)
     return job
+
+
+def _with_wishes(plan: Plan, wishes: Resources) -> Plan:
+    """Return the plan that also asks for what the profile wants of a machine: the larger of both."""
+    asked = {each.name: max(getattr(plan.resources, each.name), getattr(wishes, each.name)) for each in fields(Resources)}
+    merged = replace(plan, resources=Resources(**asked))
+    return replace(merged, digest=plan_digest(merged))
 
 
 async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:

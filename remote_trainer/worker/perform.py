@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from remote_trainer import effects as fx
+from remote_trainer import log
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.errors import ConfigError, HostLacks, InvariantBroken, Permanent
 from remote_trainer.host.client import SupervisedHost
@@ -43,8 +44,18 @@ from remote_trainer.worker.script import step_script
 from remote_trainer.worker.ship import restore, ship
 from remote_trainer.worker.shop import Shop
 
-_HEALTH_TIMEOUT_S = 120.0
+_log = log.get()
+
+_HEALTH_TIMEOUT_S = _CLEANUP_TIMEOUT_S = 120.0
 _DEADMAN_MIN_S = 3600.0  # the host waits at least that long for a worker, and always until the job's own deadline
+
+# $1 our folder on the host, $2 the attempt's label, $3 the recipe's script
+_CLEANUP = """\
+case $1 in '~/'*) set -- "$HOME/${1#'~/'}" "$2" "$3" ;; esac
+RT_WORK=$1/j/$2/w RT_OUTPUT=$1/j/$2/w/output
+export RT_WORK RT_OUTPUT
+cd "$RT_WORK" && eval "$3"
+"""
 
 
 class Patient(Protocol):
@@ -169,8 +180,17 @@ class Performer:
 
     async def _clean(self, label: str) -> None:
         host = await self._host()
+        if self._patient.job.plan.cleanup:
+            await self._clean_up(host, label, self._patient.job.plan.cleanup)
         await host.clean(label, self._patient.token)
         self._patient.observe(lambda seen: replace(seen, cleaned=True))
+
+    async def _clean_up(self, host: SupervisedHost, label: str, script: str) -> None:
+        """Run the recipe's cleanup in the work folder; best effort, so its failure is told and changes nothing."""
+        done = await host.transport.run(["sh", "-c", _CLEANUP, "sh", host.root, label, script], timeout_s=_CLEANUP_TIMEOUT_S)
+        if done.code != 0:
+            words = (done.stderr or done.stdout)[-500:].decode("utf-8", "replace").strip()
+            _log.warning(log.event("releasing"), action="cleanup_failed", exit_code=done.code, output=words)
 
     # -- data
 

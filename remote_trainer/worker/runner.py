@@ -181,9 +181,14 @@ def _events(before: Job, after: Job, moment: Moment) -> list[Event]:
     """Return what a person should later read about this change."""
     found: list[Event] = []
     if after.phase is not before.phase:
-        message = after.message or (after.attempt.message if after.attempt else "")
+        told = (
+            after.attempt.message
+            if after.attempt and after.attempt.verdict and not (before.attempt and before.attempt.verdict)
+            else ""
+        )
+        message = f"{before.phase} → {after.phase}" + (f": {after.message or told}" if after.message or told else "")
         data = {"from": before.phase, "to": after.phase, "attempt": len(after.attempts)}
-        found.append(Event(at=moment.now, kind="phase", message=message or f"{before.phase} → {after.phase}", data=data))
+        found.append(Event(at=moment.now, kind="phase", message=message, data=data))
     known = (
         {run.key: run for run in before.attempt.steps} if before.attempt and len(before.attempts) == len(after.attempts) else {}
     )
