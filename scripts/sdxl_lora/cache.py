@@ -37,11 +37,11 @@ class Cache:
     """The folder of entries for one base model."""
 
     folder: Path
-    base_digest: str
+    base: Base
 
     def path(self, kind: str, *parts: object) -> Path:
         """Where an entry lies; the name holds everything the content depends on."""
-        text = "\n".join(str(part) for part in (VERSION, self.base_digest, *parts))
+        text = "\n".join(str(part) for part in (VERSION, self.base.digest, *parts))
         return self.folder / kind / (hashlib.sha256(text.encode()).hexdigest()[:40] + ".safetensors")
 
     def image_path(self, photo: Photo) -> Path:
@@ -97,23 +97,23 @@ def counted(items: Sequence[Item], what: str, stopping: Callable[[], None]) -> I
 
 
 def fill(
-    cache: Cache, photos: Sequence[Photo], captions: Sequence[str], base: Base, device: torch.device, stopping: Callable[[], None]
+    cache: Cache, photos: Sequence[Photo], captions: Sequence[str], device: torch.device, stopping: Callable[[], None]
 ) -> None:
     """Encode what the cache lacks; models that are not needed are not loaded."""
     images = [photo for photo in photos if not readable(cache.image_path(photo))]
     texts = [caption for caption in dict.fromkeys(captions) if not readable(cache.text_path(caption))]
     with torch.inference_mode():
         if images:
-            encode_images(cache, images, base, device, stopping)
+            encode_images(cache, images, device, stopping)
         if texts:
-            encode_texts(cache, texts, base, device, stopping)
+            encode_texts(cache, texts, device, stopping)
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def encode_images(cache: Cache, photos: Sequence[Photo], base: Base, device: torch.device, stopping: Callable[[], None]) -> None:
+def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, stopping: Callable[[], None]) -> None:
     """One photo at a time in fp32: SDXL's VAE overflows in half precision."""
-    vae = base.load("vae", torch.float32).to(device)
+    vae = cache.base.load("vae", torch.float32).to(device)
     for photo in counted(photos, "images", stopping):
         pixels = torch.from_numpy(np.array(load_pixels(photo))).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
@@ -124,10 +124,10 @@ def encode_images(cache: Cache, photos: Sequence[Photo], base: Base, device: tor
         write_entry(cache.image_path(photo), tensors)
 
 
-def encode_texts(cache: Cache, captions: Sequence[str], base: Base, device: torch.device, stopping: Callable[[], None]) -> None:
+def encode_texts(cache: Cache, captions: Sequence[str], device: torch.device, stopping: Callable[[], None]) -> None:
     """Both encoders' last but one hidden state side by side, and the second one's pooled projection, as SDXL is fed."""
-    tokenizers = [base.load(part, None) for part in ("tokenizer", "tokenizer_2")]
-    encoders = [base.load(part, torch.float32).to(device) for part in ("text_encoder", "text_encoder_2")]
+    tokenizers = [cache.base.load(part, None) for part in ("tokenizer", "tokenizer_2")]
+    encoders = [cache.base.load(part, torch.float32).to(device) for part in ("text_encoder", "text_encoder_2")]
     shortened = 0
     for caption in counted(captions, "captions", stopping):
         hidden, pooled = [], None

@@ -153,8 +153,8 @@ def refuse(folder: Path, faults: Sequence[str], what: str) -> None:
     raise BadInput("\n".join([f"{len(faults)} {what} in {folder}:", *(f"  {line}" for line in faults[:SHOWN_FAULTS]), *more]))
 
 
-def survey(options: Options) -> list[Photo]:
-    """Every image below the dataset folder, sorted by name; all faults of a kind are collected before one error is raised."""
+def image_paths(options: Options) -> list[Path]:
+    """Every image below the dataset folder, sorted by name."""
     folder = Path(options.dataset)
     if not folder.is_dir():
         raise BadInput(f"the dataset folder {folder} does not exist; pass --dataset or set RT_DATASET")
@@ -165,6 +165,12 @@ def survey(options: Options) -> list[Photo]:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
     if not paths:
         raise BadInput(f"there is no image in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def survey(options: Options) -> list[Photo]:
+    """The dataset; all faults of a kind are collected before one error is raised."""
+    folder, paths = Path(options.dataset), image_paths(options)
     sizes: dict[Path, tuple[int, int]] = {}
     captions: dict[Path, str | None] = {}
     faults, unreadable = [], []

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from base import Base
 from cache import Cache
 from data import Photo, buckets, group, nearest
 from options import Options
@@ -101,8 +100,8 @@ def validation_loss(model: Model, cache: Cache, photos: Sequence[Photo], seed: i
 class Sampler:
     """Makes sample images with the UNet as it is; the VAE is loaded at the first one."""
 
-    def __init__(self, base: Base, cache: Cache, options: Options, prompts: Sequence[str]) -> None:
-        self.base, self.cache, self.options, self.prompts = base, cache, options, prompts
+    def __init__(self, cache: Cache, options: Options, prompts: Sequence[str]) -> None:
+        self.cache, self.options, self.prompts = cache, options, prompts
         sizes = buckets(options.resolution, options.bucket_step, *options.bucket_limits)
         self.size = nearest(1, 1, sizes)
         self._vae: Any = None
@@ -125,7 +124,7 @@ class Sampler:
     def _image(self, model: Model, prompt: str, number: int) -> Image.Image:
         latents = self._denoise(model, prompt, generator(self.options.seed, number, 2))
         if self._vae is None:
-            self._vae = self.base.load("vae", model.dtype).to(model.device)
+            self._vae = self.cache.base.load("vae", model.dtype).to(model.device)
         pixels = self._vae.decode(latents.to(model.dtype) / self._vae.config.scaling_factor).sample[0]
         levels = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).numpy())
@@ -134,7 +133,7 @@ class Sampler:
         """Euler's method with classifier-free guidance against the empty prompt."""
         from diffusers import EulerDiscreteScheduler
 
-        scheduler = EulerDiscreteScheduler.from_config(self.base.scheduler_config())
+        scheduler = EulerDiscreteScheduler.from_config(self.cache.base.scheduler_config())
         scheduler.set_timesteps(self.options.sample_steps, device=model.device)
         width, height = self.size
         texts = [self.cache.text(text, model.device) for text in ("", prompt)]

@@ -52,15 +52,15 @@ def train(options: Options, photos: Sequence[Photo], base: Base, stopping: Calla
     device, dtype = choose_device(options)
     learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
-    cache = Cache(options.cache_dir, base.digest)
+    cache = Cache(options.cache_dir, base)
     try:
-        fill(cache, photos, ["", *(photo.caption for photo in photos), *prompts], base, device, stopping)
+        fill(cache, photos, ["", *(photo.caption for photo in photos), *prompts], device, stopping)
         model = prepare(options, base, device, dtype)
         run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
         run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos), "dtype": str(dtype)}
         run.resume()
         run.announce(learned)
-        run.loop(Sampler(base, cache, options, prompts), stopping)
+        run.loop(Sampler(cache, options, prompts), stopping)
     except torch.OutOfMemoryError as error:
         advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
         raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error

@@ -190,10 +190,10 @@ def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, ca
 
     options, _ = parse(arguments(base=base, dataset=photographs, resolution=64), {})
     photos, model = survey(options), find(options.base)
-    cache = Cache(tmp_path, model.digest)
+    cache = Cache(tmp_path, model)
 
     def encode(*captions: str) -> list[str]:
-        fill(cache, photos, captions, model, torch.device("cpu"), lambda: None)
+        fill(cache, photos, captions, torch.device("cpu"), lambda: None)
         return [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()]
 
     assert encode("one", "two", "two") == ["encoded 8 images", "encoded 2 captions"]
