@@ -99,7 +99,7 @@ class Collector:
             _log.warning(log.event("fetching"), action="output_refused", path=repr(path)[:200])
         this = _Round()
         for unit in reversed([unit for unit in units if recorded(unit.output)]):  # the newest first: the host may vanish
-            if await self._keep_all(unit.output, unit.files, this):
+            if not self._vanishing(unit) and await self._keep_all(unit.output, unit.files, this):
                 await self._record(unit)
         for output in self.outputs:
             if not recorded(output):
@@ -162,6 +162,13 @@ class Collector:
             await asyncio.to_thread(spooled.unlink)
             raise DigestMismatch(f"{artifact.path} changed while it was fetched")
         self._fetched.add(artifact)
+
+    def _vanishing(self, unit: Unit) -> bool:
+        """Is the job just removing a unit we have? Its marker is as recorded, and files are missing."""
+        record = self._records.get((unit.output.name, unit.name))
+        if record is None or record.mtime != unit.mtime:
+            return False
+        return {file.path for file in unit.files} < {artifact.path for artifact in record.artifacts}
 
     async def _record(self, unit: Unit) -> None:
         artifacts = tuple(self._known[file.path] for file in unit.files)

@@ -159,6 +159,36 @@ async def test_a_checkpoint_counts_when_whole(make: Callable[..., Collector], ho
     assert (await make().collect()).checkpoint == result.checkpoint
 
 
+async def test_a_checkpoint_that_the_job_removes(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+    """A kept checkpoint stays whole while the job removes its files one by one, marker last."""
+    host.checkpoint(100)
+    kept = (await make().collect()).checkpoint
+    (host.folder / "checkpoints/step-100/weights").unlink()
+    assert (await make().collect()).checkpoint == kept
+    assert await newest_checkpoint(objects, "t", JOB) == kept
+
+
+async def test_a_checkpoint_that_is_written_again(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
+) -> None:
+    """A checkpoint folder that is written anew replaces what was kept of it, files that are no longer part of it included."""
+    host.write("checkpoints/last/shard-1")
+    host.checkpoint(1)
+    host.write("checkpoints/last/done.json", b"{}")
+    await make().collect()
+    (host.folder / "checkpoints/last/shard-1").unlink()
+    host.write("checkpoints/last/weights", b"new", mtime=2000)
+    host.write("checkpoints/last/done.json", b"{}", mtime=2000)
+    host.write("lora.bin")
+    result = await make().collect(final=True)
+    assert result.checkpoint and result.checkpoint.unit == "checkpoints/last"
+    assert [artifact.path for artifact in result.checkpoint.artifacts] == [
+        "checkpoints/last/done.json",
+        "checkpoints/last/weights",
+    ]
+    assert paths(result) == await stored(objects)
+
+
 async def test_old_checkpoints_are_dropped(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
     """Of the checkpoints the newest ``keep`` stay in the object store, whatever the host still has."""
     collector = make()
