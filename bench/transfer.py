@@ -3,10 +3,10 @@
     python -m bench.transfer                        # the rows of docs/benchmarks.md: needs 30 GB of disk and some minutes
     python -m bench.transfer --big 500 --small 5000 --rounds 1
 
-Ours is everything a job pays: scan, pack, hash, send, verify, unpack, publish. The others verify nothing. Each round runs all ways one after
-the other into fresh folders, so a ratio compares neighbours in time; the table shows medians.
+Ours is everything a job pays: scan, pack, hash, send, verify, unpack, publish. The others verify nothing. Each round runs all ways
+one after the other into fresh folders, so a ratio compares neighbours in time; the table shows medians.
 
-Rules for editing: the server, its key and all data are made here and removed; the machine's other work is part of the noise, so print ratios.
+Rules for editing: the server, its key and all data are made here and removed; other work is noise: print ratios.
 """
 
 from __future__ import annotations

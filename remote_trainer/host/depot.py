@@ -83,7 +83,7 @@ class Depot:
         return int(match[1]), match[2]
 
     async def prune(self, keep: int) -> int:
-        """Remove the inputs used longest ago, never one of a live job, until the rest takes at most ``keep`` bytes. Returns bytes removed."""
+        """Remove inputs, the longest unused first, never a live job's, until at most ``keep`` bytes are left. Returns bytes removed."""
         answer = await self._call("prune", str(keep), what="removing old data", timeout_s=_FIND_S)
         removed = [re.fullmatch(rb"removed [0-9a-f]{64} ([0-9]{1,18})", line) for line in answer.splitlines()]
         return sum(int(match[1]) for match in removed if match)

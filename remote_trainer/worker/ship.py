@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from remote_trainer.dataset.cache import Cache, Packed
 from remote_trainer.errors import DigestMismatch, HostError, HostFull, HostUnreachable
@@ -53,7 +54,7 @@ async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *,
 
 
 async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Callable[[int], None]) -> None:
-    while (begun := await depot.begin(given, key)) is None:
+    while (begun := await depot.begin(given, key)) is None:  # noqa: ASYNC110  # the host has no event for us
         await asyncio.sleep(_BUSY_S)  # another job brings it
     if begun.present:
         return
@@ -141,7 +142,7 @@ class _Transfer:
         await channel.write(chunk_line(self.given, number))
         blocks = self.packed.read(number)
         while not listening.done() and (block := await asyncio.to_thread(next, blocks, b"")):
-            await channel.write(block)  # which copies what it cannot send at once
+            await channel.write(cast(bytes, block))  # any buffer will do: what cannot be sent at once is copied
 
     async def _hear(self, channel: Channel, sent: set[int]) -> None:
         """Take the host's word on each chunk until it says no more."""
