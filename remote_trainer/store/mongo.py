@@ -10,6 +10,9 @@ twice, never not at all. A stale save matches no document, so nothing of it is a
 A claim is a compare-and-set on the token a candidate was read with; ``claim`` holds the mark of whoever won. All times that decide
 anything are the server's (``$$NOW``). ``by`` and ``changed`` mark news for watchers: renewals and claims are none.
 
+When the client cannot know whether a batch was written, whoever repeats it must not write twice: log bytes are recognised by their offset,
+and the records of jobs in ``_unsure`` by being in the tail already.
+
 Rules for editing: every request goes through ``_using``; write nothing that a crash between two requests leaves half.
 """
 
@@ -23,17 +26,17 @@ import secrets
 import string
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
 from remote_trainer.document import from_json, job_from_document, to_json
 from remote_trainer.errors import ConfigError, Conflict, DocumentTooNew, InvariantBroken, NotFound, StoreUnavailable
 from remote_trainer.model import SCHEMA, Event, Job, JobId, Lease, Metric, Phase, Token
 from remote_trainer.ports import Change, JobQuery, Page, Renewal
-from remote_trainer.store import mongo_tail, records
+from remote_trainer.store import mongo_news, mongo_tail, records
 from remote_trainer.store.mongo_layout import LAYOUT, connected, described, lay_out, translated
 from remote_trainer.store.mongo_tail import Document, Tail
 from remote_trainer.store.watchers import Watchers
@@ -43,11 +46,6 @@ _OURS = {"finished": False, "schema": {"$lte": SCHEMA}, "phase": {"$in": list(re
 _QUEUE = [("priority", DESCENDING), ("created_us", ASCENDING), ("_id", ASCENDING)]
 _NEWEST = [("created_us", DESCENDING), ("_id", DESCENDING)]
 
-_NEWS = [{"$match": {"$or": [{"operationType": "insert"}, {"updateDescription.updatedFields.by": {"$exists": True}}]}}]
-_NO_CHANGE_STREAMS = 40573  # a single server without a replica set
-_POLL_S = 0.05
-#: Writes of several connections may become readable in another order than their times: so far back is looked again.
-_OVERLAP = timedelta(seconds=2)
 _DUPLICATE = 11000
 _ALPHABET = string.ascii_lowercase + string.digits
 
@@ -63,6 +61,7 @@ class MongoStore:
         self._me = secrets.token_hex(8)
         self._marks = itertools.count()
         self._saving = asyncio.Lock()
+        self._unsure: set[JobId] = set()
         self._ready = False
         self._closed = False
 
@@ -221,11 +220,17 @@ class MongoStore:
                     if len(live) < len(of_job):
                         stale.add(job_id)
                     if row is not None and live:
-                        tails.append((row, _after(row, live)))
+                        tails.append((row, self._tail(row, live)))
                 written = await self._replace(tails)
                 pending = {tail.job_id: pending[tail.job_id] for _, tail in tails if tail.job_id not in written}
         self._watchers.ring({change.job_id for change in changes}, queue=False)
         return frozenset(stale)
+
+    def _tail(self, row: Document, changes: Iterable[Change]) -> Tail:
+        tail = Tail.behind(row, repeated=row["_id"] in self._unsure)
+        for change in changes:
+            tail.add(change)
+        return tail
 
     async def _replace(self, tails: Sequence[tuple[Document, Tail]]) -> set[JobId]:
         """Copy the old tails, put the new ones; returns whose was put: the others have changed since they were read."""
@@ -240,7 +245,9 @@ class MongoStore:
             update = self._news({**tail.fields(), "saves": row["saves"] + 1, "saved": mark})
             updates.append(UpdateOne(same, update))
         ids = {tail.job_id for _, tail in tails}
+        self._unsure |= ids
         result = await self._jobs.bulk_write(updates, ordered=False)
+        self._unsure -= ids
         if result.matched_count == len(updates):
             return ids
         return {JobId(row["_id"]) async for row in self._jobs.find({"_id": {"$in": list(ids)}, "saved": mark}, {"_id": 1})}
@@ -309,37 +316,7 @@ class MongoStore:
 
     async def _follow(self) -> None:
         async with self._using():
-            try:
-                async with await self._jobs.watch(_NEWS) as stream:
-                    self._watchers.ring_all()
-                    async for change in stream:
-                        fields = change.get("fullDocument") or change["updateDescription"]["updatedFields"]
-                        self._tell(change["documentKey"]["_id"], fields["by"])
-            except OperationFailure as error:
-                if error.code != _NO_CHANGE_STREAMS:
-                    raise
-                await self._poll()
-
-    async def _poll(self) -> None:
-        """Follow a server that has no change streams."""
-        newest = await self._jobs.find_one({}, {"changed": 1}, sort=[("changed", DESCENDING)])
-        since = newest["changed"] if newest else _NEVER
-        known: set[tuple[str, str]] | None = None
-        while True:
-            rows = await self._jobs.find({"changed": {"$gte": since - _OVERLAP}}, {"by": 1, "changed": 1}).to_list()
-            seen = {(row["_id"], row["by"]) for row in rows}
-            if known is None:
-                self._watchers.ring_all()
-            else:
-                for job_id, by in seen - known:
-                    self._tell(job_id, by)
-            known = seen
-            since = max([since, *(row["changed"] for row in rows)])
-            await asyncio.sleep(_POLL_S)
-
-    def _tell(self, job_id: str, by: str) -> None:
-        if not by.startswith(self._me):  # our own writes have rung already
-            self._watchers.ring([JobId(job_id)], queue=True)
+            await mongo_news.follow(self._jobs, self._watchers, self._me)
 
     async def export(self) -> AsyncIterator[Mapping[str, Any]]:
         """Yield every record, job by job; what is written meanwhile may or may not be among them."""
@@ -423,13 +400,6 @@ def _new(job: Job) -> Document:
         "counts": {"event": 0, "metric": 0},
         "tail": {"records": [], "logs": []},
     }
-
-
-def _after(row: Document, changes: Iterable[Change]) -> Tail:
-    tail = Tail.behind(row)
-    for change in changes:
-        tail.add(change)
-    return tail
 
 
 def _job(row: Mapping[str, Any]) -> Job:

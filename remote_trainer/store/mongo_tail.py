@@ -34,12 +34,14 @@ class Tail:
     records: list[Document]
     logs: list[Document]
     columns: Document
+    there: set[tuple[str, str]]  # records (kind, body) that are not to be added again
 
     @classmethod
-    def behind(cls, document: Mapping[str, Any]) -> Tail:
-        """Return the empty tail that follows what the document says."""
+    def behind(cls, document: Mapping[str, Any], *, repeated: bool) -> Tail:
+        """Return the empty tail that follows what the document says; ``repeated``: that may hold what will be added."""
         streams = {each["name"]: each["size"] for each in document["streams"]}
-        return cls(document["_id"], streams, dict(document["counts"]), [], [], {})
+        there = {(each["kind"], each["body"]) for each in document["tail"]["records"]} if repeated else set()
+        return cls(document["_id"], streams, dict(document["counts"]), [], [], {}, there)
 
     def add(self, change: Change) -> None:
         """Add a change; InvariantBroken for a gap in a log, another job's document, or too much at once."""
@@ -77,8 +79,10 @@ class Tail:
             raise InvariantBroken(f"job {self.job_id}: one save holds {size} bytes, MongoDB takes {LARGEST}: save in parts")
 
     def _record(self, kind: str, value: Event | Metric) -> None:
-        self.counts[kind] += 1
-        self.records.append({"job": self.job_id, "kind": kind, "seq": self.counts[kind], "body": to_json(value).decode()})
+        body = to_json(value).decode()
+        if (kind, body) not in self.there:
+            self.counts[kind] += 1
+            self.records.append({"job": self.job_id, "kind": kind, "seq": self.counts[kind], "body": body})
 
 
 def grouped(changes: Sequence[Change]) -> dict[JobId, list[Change]]:

@@ -149,6 +149,20 @@ class TestServerFaults:
             assert not await store.save([one_write(lease.job.id, lease.token, number)])
         assert await messages(store, lease.job.id) == ["0", "1", "2", "3", "4"]
 
+    async def test_a_save_that_failed_after_it_was_written(self, store: MongoStore) -> None:
+        """A save that is repeated because nobody could say whether it was written is written once."""
+        lease = await submitted_and_claimed(store)
+        change = one_write(lease.job.id, lease.token, 0)
+        await self.fail(store, {"times": 2}, failCommands=["update"], writeConcernError={"code": 64, "errmsg": "timed out"})
+        with pytest.raises(StoreUnavailable):
+            await store.save([change])
+        assert await messages(store, lease.job.id) == ["0"]
+        await self.fail(store, "off")
+        assert not await store.save([change])
+        assert not await store.save([one_write(lease.job.id, lease.token, 1)])
+        assert await messages(store, lease.job.id) == ["0", "1"]
+        assert await store.read_log(lease.job.id, LOG) == b"0000000\n0000001\n"
+
     async def test_a_crash_between_the_requests_of_a_save(self, store: MongoStore) -> None:
         """A save that dies after its copies were made, but before its own update, has changed nothing that can be read."""
         lease = await submitted_and_claimed(store)
