@@ -73,9 +73,8 @@ async def draft(settings: Settings, order: Order) -> Draft:
     sources = _sources(recipe, plan, order)
     report = None
     if (source := sources.get("dataset")) is not None and "://" not in source:
-        report = await inspect(Path(source))
-        if report.errors:
-            raise DatasetError("\n".join([f"the dataset {source} cannot be used:", *(f"  {fault}" for fault in report.errors)]))
+        report = await inspect(source)
+        report.check()
     return Draft(
         order=order,
         recipe=recipe,
