@@ -26,22 +26,21 @@ import secrets
 import string
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
-from remote_trainer.document import from_json, job_from_document, to_json
+from remote_trainer.document import from_json, job_from_document
 from remote_trainer.errors import ConfigError, Conflict, DocumentTooNew, InvariantBroken, NotFound, StoreUnavailable
 from remote_trainer.model import SCHEMA, Event, Job, JobId, Lease, Metric, Phase, Token
 from remote_trainer.ports import Change, JobQuery, Page, Renewal
 from remote_trainer.store import mongo_news, mongo_tail, records
-from remote_trainer.store.mongo_layout import LAYOUT, connected, described, lay_out, translated
+from remote_trainer.store.mongo_layout import LAYOUT, NEVER, connected, described, lay_out, new_document, translated
 from remote_trainer.store.mongo_tail import Document, Tail
 from remote_trainer.store.watchers import Watchers
 
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _OURS = {"finished": False, "schema": {"$lte": SCHEMA}, "phase": {"$in": list(records.OPEN_PHASES)}}
 _QUEUE = [("priority", DESCENDING), ("created_us", ASCENDING), ("_id", ASCENDING)]
 _NEWEST = [("created_us", DESCENDING), ("_id", DESCENDING)]
@@ -101,7 +100,7 @@ class MongoStore:
             raise InvariantBroken(f"job {job.id} was submitted in phase {job.phase}: only a queued one can be")
         async with self._using():
             try:
-                await self._jobs.insert_one({**_new(job), "by": self._mark(), "changed": await self._now()})
+                await self._jobs.insert_one({**new_document(job), "by": self._mark(), "changed": await self._now()})
             except DuplicateKeyError as error:
                 if "_id" in (error.details or {}).get("keyPattern", {}):
                     raise Conflict(f"there is a job {job.id} already") from error
@@ -181,7 +180,7 @@ class MongoStore:
 
     async def release(self, leases: Mapping[JobId, Token]) -> None:
         """Give leases back at once."""
-        free = self._news({"holder": None, "expires": _NEVER})
+        free = self._news({"holder": None, "expires": NEVER})
         updates = [UpdateOne({"_id": job_id, "token": token, "holder": {"$ne": None}}, free) for job_id, token in leases.items()]
         if updates:
             async with self._using():
@@ -192,7 +191,7 @@ class MongoStore:
         """Let every lease of ``holder`` run out now."""
         async with self._using():
             running = {"holder": holder, "expires": {"$gt": await self._now()}}
-            result = await self._jobs.update_many(running, self._news({"expires": _NEVER}))
+            result = await self._jobs.update_many(running, self._news({"expires": NEVER}))
         self._watchers.ring_all()
         return result.modified_count
 
@@ -379,27 +378,6 @@ class MongoStore:
 
 def _in(lease_s: float) -> Document:
     return {"$add": ["$$NOW", round(lease_s * 1000)]}
-
-
-def _new(job: Job) -> Document:
-    return {
-        "_id": job.id,
-        "tenant": job.tenant,
-        "name": job.name,
-        "priority": job.priority,
-        "created_us": records.microseconds(job.created_at),
-        "phase": job.phase,
-        "finished": False,
-        "schema": job.schema,
-        "document": to_json(job).decode(),
-        "token": 0,
-        "holder": None,
-        "expires": _NEVER,
-        "saves": 0,
-        "streams": [],
-        "counts": {"event": 0, "metric": 0},
-        "tail": {"records": [], "logs": []},
-    }
 
 
 def _job(row: Mapping[str, Any]) -> Job:

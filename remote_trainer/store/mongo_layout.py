@@ -6,6 +6,7 @@ the client's exceptions. A URL may carry a password: only ``described`` may be s
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
@@ -22,13 +23,19 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from remote_trainer.document import to_json
 from remote_trainer.errors import ConfigError, InvariantBroken, RemoteTrainerError, StoreUnavailable
+from remote_trainer.model import Job
+from remote_trainer.store import records
 
 Document = dict[str, Any]
 Client = AsyncMongoClient[Document]
 Database = AsyncDatabase[Document]
 
 LAYOUT = 1
+
+#: When the lease of a job ends that nobody holds.
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: Seconds until a server that does not answer counts as unreachable, unless the URL says otherwise.
 PATIENCE_S = 10
@@ -111,6 +118,28 @@ COLLECTIONS: dict[str, tuple[Document, list[IndexModel]]] = {
         [IndexModel([("job", ASCENDING), ("stream", ASCENDING), ("start", ASCENDING)], name="of_stream", unique=True)],
     ),
 }
+
+
+def new_document(job: Job) -> Document:
+    """Return the document of a job that was never claimed."""
+    return {
+        "_id": job.id,
+        "tenant": job.tenant,
+        "name": job.name,
+        "priority": job.priority,
+        "created_us": records.microseconds(job.created_at),
+        "phase": job.phase,
+        "finished": False,
+        "schema": job.schema,
+        "document": to_json(job).decode(),
+        "token": 0,
+        "holder": None,
+        "expires": NEVER,
+        "saves": 0,
+        "streams": [],
+        "counts": {"event": 0, "metric": 0},
+        "tail": {"records": [], "logs": []},
+    }
 
 
 def described(url: str) -> str:

@@ -6,14 +6,14 @@ Rules for editing: a write is news if it sets ``by``; our own rang already and a
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from pymongo import DESCENDING
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from remote_trainer.model import JobId
-from remote_trainer.store.mongo_layout import Document
+from remote_trainer.store.mongo_layout import NEVER, Document
 from remote_trainer.store.watchers import Watchers
 
 _NEWS = [{"$match": {"$or": [{"operationType": "insert"}, {"updateDescription.updatedFields.by": {"$exists": True}}]}}]
@@ -21,7 +21,6 @@ _NO_CHANGE_STREAMS = 40573  # a single server without a replica set
 _POLL_S = 0.05
 #: Writes may become readable in another order than their times: so far back is looked again.
 _OVERLAP = timedelta(seconds=2)
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def follow(jobs: AsyncCollection[Document], watchers: Watchers, me: str) -> None:
@@ -40,7 +39,7 @@ async def follow(jobs: AsyncCollection[Document], watchers: Watchers, me: str) -
 
 async def _look(jobs: AsyncCollection[Document], watchers: Watchers, me: str) -> None:
     newest = await jobs.find_one({}, {"changed": 1}, sort=[("changed", DESCENDING)])
-    since = newest["changed"] if newest else _NEVER
+    since = newest["changed"] if newest else NEVER
     known: set[tuple[str, str]] | None = None
     while True:
         rows = await jobs.find({"changed": {"$gte": since - _OVERLAP}}, {"by": 1, "changed": 1}).to_list()

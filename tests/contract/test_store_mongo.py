@@ -12,12 +12,12 @@ import pytest
 from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken, StoreUnavailable
 from remote_trainer.model import JobId
 from remote_trainer.ports import Change, JobQuery, Store
-from remote_trainer.testing.store_contract import (
+from remote_trainer.testing.store_contract import StoreContract
+from remote_trainer.testing.store_contract_jobs import (
     LOG,
     NEVER,
     Connect,
     NewUrl,
-    StoreContract,
     log,
     messages,
     note,

@@ -15,7 +15,8 @@ from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken, 
 from remote_trainer.ports import JobQuery, Store
 from remote_trainer.store import connection, touch
 from remote_trainer.store.sqlite import SqliteStore
-from remote_trainer.testing.store_contract import NEVER, NewUrl, StoreContract, submitted_and_claimed
+from remote_trainer.testing.store_contract import StoreContract
+from remote_trainer.testing.store_contract_jobs import NEVER, NewUrl, submitted_and_claimed
 from remote_trainer.testing.store_peer import make_job, one_write
 
 
