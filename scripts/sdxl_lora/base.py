@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ends import BadInput
+from ends import BadInput, Unavailable
 
 PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -115,7 +115,7 @@ def download(name: str) -> Path:
             f"the hub has no model {name}, or it is private: check the name, accept its licence, set HF_TOKEN"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BadInput(f"the base {name} is not on this disk and could not be downloaded: {error}") from error
+        raise Unavailable(f"the base {name} is not on this disk and could not be downloaded: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

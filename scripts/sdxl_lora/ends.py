@@ -18,6 +18,12 @@ class BadInput(End):
     exit_code = 2
 
 
+class Unavailable(End):
+    """The base could not be fetched from the hub; another try may succeed."""
+
+    exit_code = 69
+
+
 class WrongFile(End):
     """A LoRA that was written does not read back as what was trained."""
 

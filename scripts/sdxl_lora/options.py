@@ -172,7 +172,7 @@ def build_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train an SDXL LoRA from a folder of captioned images.",
-        epilog="Exit codes: 0 done, 2 bad input, 70 the written LoRA is wrong, 71 out of memory, 74 a file cannot be written,"
+        epilog="Exit codes: 0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory, 74 a file cannot be written,"
         " 75 interrupted (run again to resume), 76 the loss is no longer a number.",
         allow_abbrev=False,
     )
