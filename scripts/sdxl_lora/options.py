@@ -172,8 +172,8 @@ def build_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train an SDXL LoRA from a folder of captioned images.",
-        epilog="Exit codes: 0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory, 74 a file cannot be written,"
-        " 75 interrupted (run again to resume), 76 the loss is no longer a number.",
+        epilog="Exit codes: 0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory,"
+        " 74 a file cannot be written, 75 interrupted (run again to resume), 76 the loss is no longer a number.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="JSON object of options, named as the flags are")

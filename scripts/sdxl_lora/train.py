@@ -12,8 +12,8 @@ numpy; nothing else, and no part of the program that may have sent it here.
 In OUTPUT: final/NAME.safetensors (diffusers), final/NAME_kohya.safetensors (ComfyUI and others), final/training.json,
 samples/, checkpoints/, metrics.jsonl, cache/.
 
-Exit codes: 0 done · 2 bad input · 69 the hub cannot be reached · 70 a written LoRA is wrong · 71 out of memory · 74 a file cannot be written ·
-75 interrupted, run again to resume · 76 the loss is no longer a number.
+Exit codes: 0 done · 2 bad input · 69 the hub cannot be reached · 70 a written LoRA is wrong · 71 out of memory · 74 a file cannot
+be written · 75 interrupted, run again to resume · 76 the loss is no longer a number.
 
 Editing rules: what can be checked without torch is checked before torch is loaded; every foreseen error is one message.
 """
