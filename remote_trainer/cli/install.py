@@ -1,0 +1,48 @@
+"""``remote-trainer doctor`` and ``version``: this installation.
+
+Rules for editing: nothing is changed on the machine but that the embedded store is made where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from remote_trainer.cli import out
+from remote_trainer.cli.options import Json
+from remote_trainer.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("doctor")(doctor)
+    app.command("version")(version)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check programs, packages, settings, store, object store and disk; say what is missing and for what."""
+    from remote_trainer.config import load
+    from remote_trainer.service.doctor import examine
+
+    findings = asyncio.run(examine(load()))
+    wrong = [finding.question for finding in findings if finding.ok is False]
+    if as_json and not wrong:
+        out.document({"findings": [{"question": f.question, "ok": f.ok, "answer": f.answer} for f in findings]})
+    elif not as_json:
+        marks = {True: "ok", False: "WRONG", None: "-"}
+        out.table(("", "what", "found"), [(marks[finding.ok], finding.question, finding.answer) for finding in findings])
+    if wrong:
+        answers = "; ".join(f"{finding.question}: {finding.answer}" for finding in findings if finding.ok is False)
+        raise ConfigError(f"this installation has faults: {answers}")
+
+
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    number = installed("remote-trainer")
+    if as_json:
+        out.document({"version": number})
+    else:
+        out.line(number)

@@ -1,0 +1,27 @@
+"""``remote-trainer``: everything about jobs but submitting them, and about the installation.
+
+Rules for editing: a module for each noun adds its own commands; here they only get their order.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import typer
+
+from remote_trainer.cli import database, dataset, drivers, guard, install, jobs, tools, worker
+
+app = typer.Typer(
+    name="remote-trainer",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Jobs on rented and borrowed machines. A job is submitted with run-training.",
+)
+for noun in (worker, jobs, tools, drivers, dataset, install, database):
+    noun.register(app)
+
+
+def main() -> NoReturn:
+    """Run ``remote-trainer``."""
+    guard.run(app, "remote-trainer")

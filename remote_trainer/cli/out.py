@@ -1,0 +1,96 @@
+"""All that is printed goes through here: secrets are taken out, and nothing a rented machine wrote can steer the terminal.
+
+Rules for editing: standard library only, since every command imports it. JSON is ASCII, so that it cannot hold control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from remote_trainer.redact import redact
+
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC: titles, links, clipboard
+    r"|(?:\x1b[PX^_]|[\x90\x98\x9e\x9f])[^\x1b\x9c]*(?:\x1b\\|\x9c)?"  # strings to the terminal
+    r"|\x1b[ -/]*[0-~]?"
+)
+#: Controls but newline and tab; and marks that reorder or hide the text around them.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def clean(text: str) -> str:
+    """Return text that only shows characters: no escape sequences, no control characters but newline and tab."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
+def line(text: str = "") -> None:
+    """Print to stdout."""
+    print(clean(redact(text)), flush=True)
+
+
+def problem(text: str) -> None:
+    """Print to stderr: errors, warnings, and words beside a JSON document."""
+    print(clean(redact(text)), file=sys.stderr, flush=True)
+
+
+def document(value: Mapping[str, Any], *, compact: bool = False) -> None:
+    """Print a JSON document to stdout; ``compact`` ones take one line each."""
+    print(redact(json.dumps(value, indent=None if compact else 2)), flush=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns that are as wide as they must be."""
+    cells = [list(head), *([_cell(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(text: str) -> str:
+    return clean(redact(text)).replace("\n", " ").replace("\t", " ")
+
+
+def is_terminal() -> bool:
+    """Can a view be drawn on stdout?"""
+    import os
+
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+# -------------------------------------------------------------------------------------------------------------- wording
+
+
+def size(count: int | None) -> str:
+    """Return bytes as people read them: 1.2 GB."""
+    if count is None:
+        return "?"
+    number = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people read it: 4.2 s, 3:07, 2:03:59."""
+    if seconds < 60:
+        return f"{max(seconds, 0.0):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float) -> str:
+    """Return a metric in few characters."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e7 else f"{value:.4g}"
+
+
+def plural(count: int, word: str) -> str:
+    """Return ``1 file``, ``2 files``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -1,0 +1,43 @@
+"""Step logs on stdout: the very bytes for pipes and files, harmless text for terminals, one object a piece for ``--json``.
+
+Rules for editing: what goes into a pipe is never changed, not even to hide a secret: it equals the host's log.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from typing import TYPE_CHECKING
+
+from remote_trainer.cli import out
+
+if TYPE_CHECKING:
+    from remote_trainer.service.jobs import LogPiece
+
+
+class LogPrinter:
+    """Prints pieces of logs in the order they come."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._json, self._terminal = as_json, sys.stdout.isatty()
+        self._decoders: dict[str, codecs.IncrementalDecoder] = {}
+
+    def print(self, piece: LogPiece) -> None:
+        """Print one piece."""
+        if self._json:
+            text = piece.data.decode("utf-8", "replace")
+            out.document({"stream": piece.stream, "offset": piece.offset, "size": len(piece.data), "text": text}, compact=True)
+        elif self._terminal:
+            sys.stdout.write(self._harmless(piece))
+            sys.stdout.flush()
+        else:
+            sys.stdout.buffer.write(piece.data)
+            sys.stdout.buffer.flush()
+
+    def _harmless(self, piece: LogPiece) -> str:
+        """Return the text with carriage returns kept: a progress bar should look like one."""
+        decoder = self._decoders.get(piece.stream)
+        if decoder is None:
+            decoder = self._decoders[piece.stream] = codecs.getincrementaldecoder("utf-8")("replace")
+        parts = decoder.decode(piece.data).split("\r")
+        return "\r".join(out.clean(part) for part in parts)

@@ -1,0 +1,42 @@
+"""``remote-trainer worker``: the long-lived process that drives jobs.
+
+Rules for editing: what it says goes to the log (stderr), structured; stdout stays empty but for ``--json``'s last word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from remote_trainer.cli import out, session
+from remote_trainer.cli.options import Json
+
+if TYPE_CHECKING:
+    from remote_trainer.service.app import App
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("worker")(worker)
+
+
+def worker(
+    max_jobs: Annotated[int | None, typer.Option("--max-jobs", min=1, help="Jobs to drive at the same time")] = None,
+    until_idle: Annotated[
+        float | None, typer.Option("--until-idle", metavar="SECONDS", min=0, help="End after so long without a job")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Drive jobs until SIGTERM or Ctrl-C; trainings on their hosts go on, and the next worker takes them over."""
+    from remote_trainer import log
+    from remote_trainer.service import background
+
+    async def work(app: App) -> None:
+        settings = app.settings
+        log.configure(settings.log_level, "json" if as_json else settings.log_format)
+        await background.run_worker(app, until_idle_s=until_idle, max_jobs=max_jobs)
+
+    session.run(work)
+    if as_json:
+        out.document({"stopped": True})
