@@ -219,6 +219,13 @@ class Channel(Protocol):
         """Return some bytes of stderr, b'' at EOF. HostUnreachable if the connection broke."""
         ...
 
+    async def read_both(self, limit: int = 1 << 16) -> tuple[bytes, bytes]:
+        """Return some bytes of stdout and of stderr, waiting for either; both empty at the end of both.
+
+        Instead of, never beside, the other two. HostUnreachable if the connection broke.
+        """
+        ...
+
     async def write(self, data: bytes) -> None:
         """Send to stdin, with flow control. HostUnreachable if the connection broke."""
         ...

@@ -83,6 +83,19 @@ class TransportContract:
                 size += len(piece)
             assert (size, await channel.read_error()) == (9_000_000, b"done\n")
 
+    async def test_both_outputs_with_one_reader(self, transport: Transport) -> None:
+        """One reader gets both outputs as they come, and two empty pieces at the end of both."""
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            transport.open(["sh", "-c", "echo a; read x; echo b >&2; read x; echo c"]) as channel,
+        ):
+            said = []
+            while (piece := await channel.read_both()) != (b"", b""):
+                said.append(piece)
+                await channel.write(b"go on\n")
+            assert said == [(b"a\n", b""), (b"", b"b\n"), (b"c\n", b"")]
+            assert await channel.wait() == 0
+
     async def test_exit_status(self, transport: Transport) -> None:
         """The exit status is the command's own; what is not there is 127."""
         codes = [(await transport.run(argv)).code for argv in (["true"], ["sh", "-c", "exit 77"], ["no-such-program-here"])]

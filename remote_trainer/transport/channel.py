@@ -1,7 +1,8 @@
 """A running command's three streams, buffered: the part that is the same for an SSH channel and a child process.
 
 Rules for editing: the methods called by the event loop (named `note_*`) must not raise: asyncssh closes the whole connection, with every
-job's channel on it, when one does. One reader per stream.
+job's channel on it, when one does. One reader per stream, or one for
+both.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from typing import Self
 
 #: Bytes of both outputs held for a slow reader before the sender is told to wait; reading goes on below half of it.
@@ -20,31 +22,15 @@ class Inbox:
 
     def __init__(self) -> None:
         self._pieces: deque[bytes] = deque()
-        self._arrived = asyncio.Event()
-        self._error: Exception | None = None
         self.size = 0
         self.finished = False
 
     def add(self, data: bytes) -> None:
         self._pieces.append(data)
         self.size += len(data)
-        self._arrived.set()
 
-    def finish(self, error: Exception | None = None) -> None:
-        """Nothing more will come; with an error, reading past the last byte raises it."""
-        if not self.finished:
-            self.finished, self._error = True, error
-            self._arrived.set()
-
-    async def take(self, limit: int) -> bytes:
-        """Return what is there, at most ``limit`` bytes; waits for the first one, b'' at the end."""
-        while not self._pieces:
-            if self._error:
-                raise self._error
-            if self.finished:
-                return b""
-            self._arrived.clear()
-            await self._arrived.wait()
+    def take(self, limit: int) -> bytes:
+        """Return what is there, at most ``limit`` bytes."""
         taken, room = [], limit
         while self._pieces and room:
             piece = self._pieces.popleft()
@@ -62,6 +48,8 @@ class BufferedChannel(ABC):
 
     def __init__(self) -> None:
         self._out, self._err = Inbox(), Inbox()
+        self._news = asyncio.Event()  # something changed in one of them
+        self._broken: Exception | None = None
         self._paused = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -87,10 +75,20 @@ class BufferedChannel(ABC):
     # -- the port
 
     async def read(self, limit: int = 1 << 16) -> bytes:
-        return await self._take(self._out, limit)
+        await self._until(lambda: self._out.size > 0 or self._out.finished)
+        return self._take(self._out, limit)
 
     async def read_error(self, limit: int = 1 << 16) -> bytes:
-        return await self._take(self._err, limit)
+        await self._until(lambda: self._err.size > 0 or self._err.finished)
+        return self._take(self._err, limit)
+
+    async def read_both(self, limit: int = 1 << 16) -> tuple[bytes, bytes]:
+        await self._until(lambda: bool(self._out.size or self._err.size or (self._out.finished and self._err.finished)))
+        if not (self._out.size or self._err.size):
+            return self._take(self._out, limit), b""  # the end, or the error
+        taken = self._out.take(limit), self._err.take(limit)
+        self._resume_if_low()
+        return taken
 
     async def write(self, data: bytes) -> None:
         await self._writable.wait()
@@ -118,12 +116,14 @@ class BufferedChannel(ABC):
 
     def note_data(self, data: bytes, *, error_stream: bool) -> None:
         (self._err if error_stream else self._out).add(data)
+        self._news.set()
         if not self._paused and self._out.size + self._err.size > HELD:
             self._paused = True
             self._hold(True)
 
     def note_end(self, *, error_stream: bool) -> None:
-        (self._err if error_stream else self._out).finish()
+        (self._err if error_stream else self._out).finished = True
+        self._news.set()
 
     def note_writable(self, writable: bool) -> None:
         if writable:
@@ -142,18 +142,29 @@ class BufferedChannel(ABC):
         elif broken is not None:
             self._over.set_exception(broken)
             self._over.exception()  # nobody need ask
-        self._out.finish(broken)
-        self._err.finish(broken)
+        self._broken = broken
+        self._out.finished = self._err.finished = True
+        self._news.set()
         self._writable.set()
 
     # -- inside
 
-    async def _take(self, inbox: Inbox, limit: int) -> bytes:
-        data = await inbox.take(limit)
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            self._news.clear()
+            await self._news.wait()
+
+    def _take(self, inbox: Inbox, limit: int) -> bytes:
+        if inbox.finished and not inbox.size and self._broken:
+            raise self._broken
+        data = inbox.take(limit)
+        self._resume_if_low()
+        return data
+
+    def _resume_if_low(self) -> None:
         if self._paused and self._out.size + self._err.size < HELD // 2:
             self._paused = False
             self._hold(False)
-        return data
 
     def _raise_if_broken(self) -> None:
         if self._over.done() and (error := self._over.exception()):

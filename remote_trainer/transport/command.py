@@ -87,7 +87,7 @@ class CommandTransport:
         if self.shares_files:
             await asyncio.to_thread(local.pull, path, target, size, progress)
         else:
-            await stream.pull(self, path, target, size=size, progress=progress)
+            await stream.pull(self.open, self._address, path, target, size=size, progress=progress)
 
     async def close(self) -> None:
         """Nothing is kept open between commands."""

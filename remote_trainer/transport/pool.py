@@ -29,6 +29,7 @@ class Link:
         self.connection = connection
         self.channels = 0
         self.full = False  # the server refused one more channel
+        self.proven = False  # it has carried one
 
     @property
     def usable(self) -> bool:
@@ -52,13 +53,15 @@ class Pool:
             link = self._with_room() or await self._grow()
             link.channels += 1
             try:
-                return await start(link.connection), link
+                channel = await start(link.connection)
+                link.proven = True
+                return channel, link
             except asyncssh.ChannelOpenError as error:
-                # The command was not sent, so another connection may be asked.
-                alone = link.channels == 1 and not link.connection.is_closed()
+                # The command was not sent, so another connection may be asked. The server may still count channels that we have left.
+                hopeless = not link.proven and link.channels == 1 and not link.connection.is_closed()
                 link.full = True
                 self.release(link, opened=False)
-                if alone:
+                if hopeless:
                     raise HostUnreachable(f"{self._address} lets us log in but not run commands: {error.reason}") from error
             except (asyncssh.Error, OSError) as error:
                 self.release(link, opened=False)

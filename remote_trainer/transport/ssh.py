@@ -98,7 +98,10 @@ class SshTransport:
             await stream.send(self, seen, streams=streams, progress=progress)
 
     async def pull(self, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
-        await stream.pull(self, path, target, size=size, progress=progress)
+        def opened(argv: Sequence[str]) -> AbstractAsyncContextManager[Channel]:
+            return self._open(command_line(argv), PULL_WINDOW)
+
+        await stream.pull(opened, self._address, path, target, size=size, progress=progress)
 
     async def close(self) -> None:
         await self._pool.close()

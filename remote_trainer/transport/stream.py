@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ _RECEIVE = (
 )
 # GNU's and busybox's tail both read on from a byte; a symbolic link is not followed.
 _SEND = _HOME + '[ ! -L "$path" ] && [ -f "$path" ] || exit 44; exec tail -c "+$2" -- "$path"'
+
+
+Open = Callable[[Sequence[str]], AbstractAsyncContextManager[Channel]]
 
 
 class Opener(Protocol):
@@ -142,27 +145,27 @@ async def _send(transport: Opener, file: Path, seen: Survey, tally: Tally) -> No
                 raise problem(transport.address, f"cannot write {file.name} in {folder}", said)
 
 
-async def pull(transport: Opener, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
+async def pull(opened: Open, address: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
     """Append to ``target`` what is missing of the host's file; never more than was announced."""
     with target.open("ab") as sink:
         done = sink.tell()
         if done > size:
             sink.truncate(done := 0)
-        async with transport.open(["sh", "-c", _SEND, "sh", path, str(done + 1)]) as channel:
+        async with opened(["sh", "-c", _SEND, "sh", path, str(done + 1)]) as channel:
             await channel.end()
             done = await _receive(channel, sink, Tally(done, size, progress), done, size)
             if done > size:
-                raise DigestMismatch(f"{transport.address} sent more than the announced {size} bytes of {path}")
+                raise DigestMismatch(f"{address} sent more than the announced {size} bytes of {path}")
             said = await channel.read_error()
             match await channel.wait():
                 case 0:
                     pass
                 case 44:  # as _SEND says
-                    raise Incomplete(f"{path} is not there any more on {transport.address}, or is no regular file")
+                    raise Incomplete(f"{path} is not there any more on {address}, or is no regular file")
                 case _:
-                    raise problem(transport.address, f"cannot read {path}", said)
+                    raise problem(address, f"cannot read {path}", said)
     if done < size:
-        raise Incomplete(f"{path} on {transport.address} is shorter than the {size} bytes that were announced")
+        raise Incomplete(f"{path} on {address} is shorter than the {size} bytes that were announced")
 
 
 async def _receive(channel: Channel, sink: IO[bytes], tally: Tally, done: int, size: int) -> int:
