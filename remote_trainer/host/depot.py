@@ -153,7 +153,7 @@ def outcome(line: bytes, address: str) -> tuple[int, bool]:
 def relative(path: str) -> str:
     """Return the path if it stays inside the folder it is relative to; Conflict otherwise."""
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or str(pure) != path or any(ord(char) < 32 for char in path):
+    if path in ("", ".") or pure.is_absolute() or ".." in pure.parts or str(pure) != path or any(ord(char) < 32 for char in path):
         raise Conflict(f"{path!r:.200} is not a plain relative path")
     return path
 
