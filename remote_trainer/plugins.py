@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 DRIVER_GROUP = "remote_trainer.drivers"
 _RECIPE_FILE = "tool.yaml"
-_LITTER = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".DS_Store", ".*_cache")
+#: What is never shipped with a tool; as shutil.copytree takes it.
+LITTER = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".DS_Store", ".*_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def copy_tool_files(recipe: Recipe, target: Path) -> None:
     target.mkdir(parents=True)
     for name, path in files.items():
         if path.is_dir():
-            shutil.copytree(path, target / name, ignore=_LITTER)
+            shutil.copytree(path, target / name, ignore=LITTER)
         else:
             shutil.copy2(path, target / name)
 

@@ -72,7 +72,7 @@ def _show(report: Report) -> None:
     )
     for label, counts in (("formats", report.formats), ("sizes", report.resolutions)):
         if counts:
-            shown = [f"{name} × {count}" for name, count in list(counts.items())[:8]]
+            shown = [f"{name or 'no suffix'} × {count}" for name, count in list(counts.items())[:8]]
             more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
             out.line(f"  {label}: {', '.join(shown)}{more}")
     for label, paths in (

@@ -40,7 +40,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
     cap = f", at most ${limits['max_cost_usd']}" if float(limits["max_cost_usd"]) else ""
     return [
         ("tool", job["tool"]),
-        ("driver", " ".join([job["driver"], *(f"{key}={value}" for key, value in job["driver_options"].items())])),
+        ("driver", f"{job['driver']} {out.settings(job['driver_options'])}"),
         ("message", job["message"]),
         ("note", job["note"]),
         ("submitted", f"{job['created_at'][:19].replace('T', ' ')} UTC"),
@@ -49,7 +49,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("limits", f"{limits['max_hours']:g} h, {out.plural(limits['max_attempts'], 'attempt')}{cap}"),
         ("retry of", job["retry_of"] or ""),
         ("cancel", "requested" if job["cancel_requested"] else ""),
-        ("parameters", " ".join(f"{key}={value}" for key, value in job["parameters"].items())),
+        ("parameters", out.settings(job["parameters"])),
         ("metrics", " ".join(f"{key}={out.number(value)}" for key, value in job["metrics"].items())),
     ]
 

@@ -46,6 +46,9 @@ def _run(app: typer.Typer, program: str) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _tell("Interrupted", "interrupted", INTERRUPTED)
     except _ParserError as error:
+        if error.format_message().startswith("Usage:"):  # a noun without a verb: its help says what is missing
+            out.problem(error.format_message())
+            return UsageError.exit_code
         return _tell("UsageError", _parser_message(error, program), UsageError.exit_code)
     except BrokenPipeError:
         raise

@@ -91,6 +91,16 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e7 else f"{value:.4g}"
 
 
+def value(given: Any) -> str:
+    """Return a parameter as it would be typed."""
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+
+
+def settings(given: Mapping[str, Any]) -> str:
+    """Return ``key=value key=value``."""
+    return " ".join(f"{key}={value(each)}" for key, each in given.items())
+
+
 def plural(count: int, word: str) -> str:
     """Return ``1 file``, ``2 files``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -63,8 +63,7 @@ def _document(checked: Draft, shipped: list[Transfer]) -> dict[str, Any]:
 
 
 def _show(plan: dict[str, Any]) -> None:
-    options = " ".join(f"{key}={value}" for key, value in plan["driver_options"].items())
-    out.line(f"plan {plan['digest'][:16]}: {plan['tool']} on {plan['driver']} {options}".rstrip())
+    out.line(f"plan {plan['digest'][:16]}: {plan['tool']} on {plan['driver']} {out.settings(plan['driver_options'])}".rstrip())
     wanted = ", ".join(f"{key} {value}" for key, value in plan["resources"].items() if value)
     limits = plan["limits"]
     cap = f"${limits['max_cost_usd']}" if float(limits["max_cost_usd"]) else "no cap"
@@ -72,7 +71,7 @@ def _show(plan: dict[str, Any]) -> None:
     for label, text in (("needs", wanted), ("image", plan["image"])):
         if text:
             out.line(f"{label:<12}{text}")
-    out.line("parameters  " + (" ".join(f"{key}={value}" for key, value in plan["parameters"].items()) or "none"))
+    out.line("parameters  " + (out.settings(plan["parameters"]) or "none"))
     for each in plan["transfers"]:
         files = "" if each["files"] is None else f" ({out.plural(each['files'], 'file')}, {out.size(each['size'])})"
         out.line(f"ship        {each['name']}: {each['source']}{files}")

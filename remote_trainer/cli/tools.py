@@ -136,6 +136,6 @@ def _parameter(schema: Mapping[str, Any]) -> tuple[str, str, str]:
     bounds = [f"{key} {schema[key]}" for key in ("minimum", "maximum") if key in schema]
     bounds += [f"one of {', '.join(map(str, schema['enum']))}"] if "enum" in schema else []
     unit = f" [{schema['x-unit']}]" if "x-unit" in schema else ""
-    default = str(schema.get("default", "required" if schema.get("required") else ""))
+    default = out.value(schema.get("default", "required" if schema.get("required") else ""))
     meaning = f"{schema.get('description', '')}{unit}" + (f" ({', '.join(bounds)})" if bounds else "")
     return str(schema.get("type", "any")), default, meaning

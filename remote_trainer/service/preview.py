@@ -6,6 +6,8 @@ Rules for editing: ``transfers`` reads folders and writes nothing.
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +39,9 @@ async def transfers(checked: Draft) -> list[Transfer]:
 def _transfers(checked: Draft) -> list[Transfer]:
     found = [_measure(name, source) for name, source in checked.sources.items()]
     for path in plugins.tool_files(checked.recipe).values():
-        found.append(_measure("tool", str(path)) if path.is_dir() else _file(path))
+        files = list(_shipped(path))
+        size = sum(file.stat().st_size for file in files)
+        found.append(Transfer(name="tool", source=str(path), files=len(files), size=size))
     return found
 
 
@@ -49,8 +53,14 @@ def _measure(name: str, source: str) -> Transfer:
     return Transfer(name=name, source=source, files=len(files), size=sum(entry.size for entry in files))
 
 
-def _file(path: Path) -> Transfer:
-    return Transfer(name="tool", source=str(path), files=1, size=path.stat().st_size)
+def _shipped(path: Path) -> Iterator[Path]:
+    """Yield the files of a tool's file or folder, without what copy_tool_files leaves out."""
+    if not path.is_dir():
+        yield path
+        return
+    names = os.listdir(path)
+    for name in sorted(set(names) - plugins.LITTER(str(path), names)):
+        yield from _shipped(path / name)
 
 
 async def pack_dataset(settings: Settings, source: str) -> Input:
