@@ -1,0 +1,108 @@
+"""`kill -9` of the worker at any moment: the next one goes on, nothing is started twice, no byte is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from remote_trainer.model import Job, Phase
+from remote_trainer.testing.netfault import Link
+from tests.support.rig import LONG, installation
+from tests.support.sshd import SshdServer
+
+
+def _dataset(folder: Path, *, mb: int) -> Path:
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.bin").write_bytes(os.urandom(mb * 250_000))
+    return folder
+
+
+# What makes a phase last, so that the kill falls into it: a narrow line for data, a long one for short dialogues.
+_SLOW: dict[Phase, dict[str, float]] = {
+    Phase.PROVISIONING: {"rtt_s": 0.5},
+    Phase.TRANSFERRING: {"bytes_per_s": 2_000_000},
+    Phase.EXECUTING: {"rtt_s": 0.15},
+    Phase.FETCHING: {"bytes_per_s": 4_000_000},
+    Phase.RELEASING: {"rtt_s": 0.5},
+}
+
+
+@pytest.mark.parametrize("phase", _SLOW)
+async def test_a_killed_worker_is_replaced(own_sshd: SshdServer, tmp_path: Path, phase: Phase) -> None:
+    """A worker killed in any phase costs a job nothing: it ends DONE, each step started once, log and artifacts exact."""
+    with Link(own_sshd.host, own_sshd.port) as link:
+        async with installation(tmp_path / "rig", own_sshd, link_port=link.port) as rig:
+            if phase in (Phase.PROVISIONING, Phase.TRANSFERRING, Phase.EXECUTING):
+                link.set(**_SLOW[phase])
+            worker = rig.worker()
+            data = _dataset(tmp_path / "data", mb=4 if phase is Phase.TRANSFERRING else 1)
+            job = await rig.submit(dataset=data, kb=4000 if phase is Phase.FETCHING else 64)
+            if phase in (Phase.FETCHING, Phase.RELEASING):
+                await rig.log_has(job, 1)
+                link.set(**_SLOW[phase])
+            await rig.phase(job, phase)
+            worker.kill()
+            assert (await rig.app.store.get(job.id)).phase is phase, "the kill came too late"
+            link.set()
+            rig.worker()
+            await rig.check(await rig.ended(job))
+
+
+async def test_kills_at_any_moment_of_a_step(own_sshd: SshdServer, tmp_path: Path) -> None:
+    """While a step runs, any number of workers may be killed, with bytes of its log on their way."""
+    async with installation(tmp_path / "rig", own_sshd) as rig:
+        worker = rig.worker()
+        job = await rig.submit(lines=120, delay_s=0.05, flood_kb=2000)
+        for size in (1, 1_000_000, 2_048_000, 2_048_900):
+            await rig.log_has(job, size)
+            worker.kill()
+            worker = rig.worker()
+        await rig.check(await rig.ended(job))
+
+
+async def test_kills_at_random(own_sshd: SshdServer, tmp_path: Path) -> None:
+    """Whenever workers die and however many jobs they had, each job ends DONE and exact."""
+    seed = int(os.environ.get("RT_SEED", "7"))
+    rounds, count = (40, 16) if LONG else (8, 6)
+    print(f"RT_SEED={seed}")
+    dice = random.Random(seed)
+    data = _dataset(tmp_path / "data", mb=2)
+    async with installation(tmp_path / "rig", own_sshd) as rig:
+        worker = rig.worker()
+        given: list[Job] = []
+        for number in range(rounds):
+            while len(given) < count * (number + 1) // rounds:
+                given.append(
+                    await rig.submit(
+                        dataset=data,
+                        lines=dice.randint(1, 60),
+                        delay_s=0.05,
+                        kb=dice.randint(1, 2000),
+                        flood_kb=dice.randint(0, 500),
+                    )
+                )
+            await asyncio.sleep(dice.uniform(0.3, 2.5))  # the moment is the test's subject
+            worker.kill()
+            worker = rig.worker()
+        for job in given:
+            await rig.check(await rig.ended(job))
+
+
+async def test_takeover_on_the_same_machine_is_quick(own_sshd: SshdServer, tmp_path: Path) -> None:
+    """A worker that finds the dead holder of a lease on its own machine does not wait for the lease to run out."""
+    async with installation(tmp_path / "rig", own_sshd, lease_s=600) as rig:
+        worker = rig.worker()
+        job = await rig.submit(lines=40, delay_s=0.1)
+        await rig.log_has(job, 1)
+        worker.kill()
+        began, size = time.monotonic(), len(await rig.log(job))
+        rig.worker()
+        await rig.log_has(job, size + 1)
+        print(f"takeover after {time.monotonic() - began:.2f} s")
+        await rig.check(await rig.ended(job))
