@@ -99,6 +99,8 @@ class Connection:
             raise  # what was to be written breaks a rule: the caller knows which
         except sqlite3.Error as error:
             raise self._translation(error) from error
+        except OSError as error:
+            raise ConfigError(f"the job store {self.path} cannot be reached: {error.strerror}") from error
 
     def _translation(self, error: sqlite3.Error) -> StoreError | ConfigError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF

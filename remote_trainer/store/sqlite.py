@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 import sqlite3
 import string
@@ -41,15 +42,8 @@ _ALPHABET = string.ascii_lowercase + string.digits
 
 def _statements() -> dict[str, str]:
     text = resources.files(__package__).joinpath("sqlite.sql").read_text(encoding="utf-8")
-    found: dict[str, str] = {}
-    for part in text.split("\n\n-- ")[1:]:
-        head, _, body = part.partition("\n")
-        if ": " in head:
-            name = head.partition(": ")[0]
-            found[name] = body.strip()
-        else:
-            found[name] += "\n\n-- " + part
-    return found
+    _, *parts = re.split(r"^-- (\w+): .*\n", text, flags=re.MULTILINE)
+    return {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 SQL = _statements()

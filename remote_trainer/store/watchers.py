@@ -27,6 +27,7 @@ class Watchers:
         self._follow = follow
         self._waiting: dict[JobId | None, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def ring(self, jobs: Iterable[JobId], *, queue: bool) -> None:
@@ -58,9 +59,9 @@ class Watchers:
         """End every watch."""
         self._closed = True
         self.ring_all()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self._stop_following()
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     def _wake(self, job_id: JobId | None) -> None:
         for rung in self._waiting.get(job_id, ()):
@@ -77,9 +78,15 @@ class Watchers:
             self._waiting[job_id].discard(rung)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
-            if not self._waiting and self._task is not None:
-                self._task.cancel()
-                self._task = None
+            if not self._waiting:
+                self._stop_following()
+
+    def _stop_following(self) -> None:
+        if self._task is not None:
+            self._ending.add(self._task)
+            self._task.add_done_callback(self._ending.discard)
+            self._task.cancel()
+            self._task = None
 
     async def _serve(self) -> None:
         try:

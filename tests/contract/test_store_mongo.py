@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -28,9 +28,11 @@ from tests.support.mongo import MongoServer
 
 pytest.importorskip("pymongo")
 
+from pymongo import MongoClient
 from pymongo.errors import WriteError
 
 from remote_trainer.store.mongo import MongoStore
+from remote_trainer.store.mongo_layout import Document
 
 
 def database_of(uri: str, name: str) -> str:
@@ -45,8 +47,17 @@ class TestMongoStore(StoreContract):
     stories = 10
 
     @pytest.fixture
-    def new_url(self, mongo_uri: str) -> NewUrl:
-        return lambda: database_of(mongo_uri, f"rt_{secrets.token_hex(6)}")
+    def new_url(self, mongo_uri: str) -> Iterator[NewUrl]:
+        names: list[str] = []
+
+        def new_url() -> str:
+            names.append(f"rt_{secrets.token_hex(6)}")
+            return database_of(mongo_uri, names[-1])
+
+        yield new_url
+        with MongoClient[Document](mongo_uri) as client:
+            for name in names:
+                client.drop_database(name)
 
     async def test_two_savers_with_one_token(self, store: Store, connect: Connect) -> None:
         """Saves that race under the same token follow each other: each is written once and whole."""

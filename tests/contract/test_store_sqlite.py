@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import resource
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from remote_trainer.ports import JobQuery, Store
 from remote_trainer.store import connection, touch
 from remote_trainer.store.sqlite import SqliteStore
 from remote_trainer.testing.store_contract import StoreContract
-from remote_trainer.testing.store_contract_jobs import NEVER, NewUrl, submitted_and_claimed
+from remote_trainer.testing.store_contract_jobs import LOG, NEVER, NewUrl, log, submitted_and_claimed
 from remote_trainer.testing.store_peer import make_job, one_write
 
 
@@ -48,6 +50,17 @@ async def opened(path: Path) -> AsyncIterator[SqliteStore]:
     await store.migrate()
     yield store
     await store.close()
+
+
+@contextlib.contextmanager
+def no_room(path: Path) -> Iterator[None]:
+    """Let no file of this process grow beyond the present size of one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_nobody_else_can_read_the_store(opened: SqliteStore, path: Path) -> None:
@@ -119,6 +132,17 @@ async def test_a_lock_is_waited_for_then_told(opened: SqliteStore, path: Path, m
             with pytest.raises(StoreUnavailable, match="locked by another process"):
                 await work
     await opened.submit(make_job("one"))
+
+
+async def test_a_full_disk(opened: SqliteStore, path: Path) -> None:
+    """A save that the disk has no room for is StoreUnavailable and writes nothing; with room again it is written."""
+    lease = await submitted_and_claimed(opened)
+    change = replace(one_write(lease.job.id, lease.token, 0), logs=(log(0, bytes(1 << 20)),))
+    with no_room(path), pytest.raises(StoreUnavailable, match="failed"):
+        await opened.save([change])
+    assert not await opened.events(lease.job.id)
+    assert not await opened.save([change])
+    assert await opened.log_streams(lease.job.id) == {LOG: 1 << 20}
 
 
 async def test_own_writes_are_no_news(opened: SqliteStore, path: Path) -> None:
