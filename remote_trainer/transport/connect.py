@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -80,10 +80,11 @@ class _Plan:
     jumps: str  # "user@a:22,b"
     proxy_command: bool
     known_hosts: tuple[Path, ...]
+    keys: Mapping[str, Any]
 
 
 def _resolve(login: Login) -> _Plan:
-    options = asyncssh.SSHClientConnectionOptions(**_common(login) | _who(login) | {"client_keys": None})
+    options = asyncssh.SSHClientConnectionOptions(**_common(login), **_who(login), client_keys=None)
     jumps = options.tunnel if isinstance(options.tunnel, str) else ""
     if options.known_hosts == ():
         listed = ["~/.ssh/known_hosts"]
@@ -92,7 +93,11 @@ def _resolve(login: Login) -> _Plan:
     files = [Path(name).expanduser() for name in listed]
     if login.settings.known_hosts:
         files.insert(0, login.settings.known_hosts)
-    return _Plan(options.host_key_alias or options.host, options.port, jumps, bool(options.proxy_command), tuple(files))
+    # A key that ~/.ssh/config names for this very host is meant before the installation's, not before the one given for the job.
+    own_key = login.identity is None and options.config.get("IdentityFile")
+    keys = {"client_keys": [str(login.key_file)]} if login.key_file and not own_key else {}
+    name = options.host_key_alias or options.host
+    return _Plan(name, options.port, jumps, bool(options.proxy_command), tuple(files), keys)
 
 
 def _common(login: Login) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def _common(login: Login) -> dict[str, Any]:
         "connect_timeout": None,  # ours covers the jump hosts, too
         "agent_forwarding": False,
         "x11_forwarding": False,
-    } | ({"client_keys": [str(login.key_file)]} if login.key_file else {})
+    }
 
 
 def _who(login: Login) -> dict[str, Any]:
@@ -121,6 +126,7 @@ async def _handshake(login: Login, plan: _Plan, judgement: Judgement, tunnel: An
     return await asyncssh.connect(
         **_common(login),
         **_who(login),
+        **plan.keys,
         **({"tunnel": tunnel} if tunnel else {}),
         client_factory=lambda: judgement,
         known_hosts=judgement.known,
@@ -132,9 +138,10 @@ async def _handshake(login: Login, plan: _Plan, judgement: Judgement, tunnel: An
 
 async def _connect_hop(hop: str, login: Login, tunnel: Any) -> asyncssh.SSHClientConnection:
     """Log in to a jump host: a machine of the user's, whose key must be in known_hosts."""
-    target = parse_target(hop)
+    login = replace(login, target=parse_target(hop))
+    plan = await asyncio.to_thread(_resolve, login)
     try:
-        return await asyncssh.connect(**_common(login), **_who(replace(login, target=target)), tunnel=tunnel)
+        return await asyncssh.connect(**_common(login), **_who(login), **plan.keys, tunnel=tunnel)
     except asyncssh.HostKeyNotVerifiable as error:
         raise HostUnreachable(
             f"the host key of the jump host {hop} is not in known_hosts, or another one: log in once with `ssh {hop}` and check it"

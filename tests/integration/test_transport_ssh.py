@@ -229,7 +229,8 @@ async def test_alias_with_its_own_user_port_key_and_known_hosts(
         f"Host box\n  HostName {sshd.host}\n  Port {sshd.port}\n  User {sshd.user}\n  IdentityFile {sshd.key_path}\n"
         f"  UserKnownHostsFile {sshd.known_hosts()}\n  RequestTTY force\n  ForwardAgent yes\n"
     )
-    transport = connect(sshd, target="box", ssh_key=None)
+    new_key(tmp_path / "the installation's")
+    transport = connect(sshd, target="box", ssh_key=tmp_path / "the installation's")
     done = await transport.run(["sh", "-c", "tty; echo ${SSH_AUTH_SOCK:-none}"])
     assert (done.stdout, transport.host_key) == (b"not a tty\nnone\n", sshd.host_key_public)
     (tmp_path / "file").write_bytes(b"content")
