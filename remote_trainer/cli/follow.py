@@ -116,7 +116,8 @@ async def _detach_or_cancel(app: App, job_id: JobId, view: View, interrupts: Int
     """Tell how to come back; raise Exit unless a second Ctrl-C cancels the job."""
     from remote_trainer.service import jobs
 
-    view.say(
+    view.close()
+    out.problem(
         f"\ndetached: job {job_id} goes on.\n"
         f"  watch it   remote-trainer logs -f {job_id}   or   remote-trainer wait {job_id}\n"
         f"  cancel it  remote-trainer cancel {job_id}   (or Ctrl-C again within {SECOND_WITHIN_S:g} s)"
@@ -127,4 +128,5 @@ async def _detach_or_cancel(app: App, job_id: JobId, view: View, interrupts: Int
     except TimeoutError:
         raise typer.Exit(INTERRUPTED) from None
     await jobs.cancel(app, job_id)
-    view.say(f"cancelling job {job_id}; what it has made so far is kept. Ctrl-C leaves without waiting.")
+    out.problem(f"cancelling job {job_id}; what it has made so far is kept. Ctrl-C leaves without waiting.")
+    view.open()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from remote_trainer.service.jobs import LogPiece, Snapshot
 
 _LOG_LINES = 10
+#: What a terminal must have besides: the view's own lines, a long note, the prompt.
+_OTHER_LINES = 8
 #: Numbers that the first line shows in their own way, or that say nothing by themselves.
 _NOT_METRICS = frozenset({"progress", "step", "total", "eta_s", "speed_steps_per_s", "line"})
 _COLOURS = {"done": "green", "failed": "red", "cancelled": "yellow", "executing": "cyan"}
@@ -41,8 +43,15 @@ class LiveView:
         self._lines: dict[str, Lines] = {}
         self._stream = ""
         self._console = Console(highlight=False)
-        self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=8, transient=False)
-        self._live.start()
+        self._live = self._begin()
+
+    def open(self) -> None:
+        self._live = self._begin()  # a new one: it must not draw over what was printed since
+
+    def _begin(self) -> Live:
+        live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=8)
+        live.start()
+        return live
 
     def state(self, seen: Snapshot) -> None:
         self._seen, self._told_at = seen, time.monotonic()
@@ -56,7 +65,7 @@ class LiveView:
         self._log.extend(lines.feed(piece.data)[-_LOG_LINES:])
 
     def say(self, text: str) -> None:
-        self._console.print(Text(_shown(text)))
+        self._console.print(Text(out.clean(redact(text))))
 
     def close(self) -> None:
         self._live.stop()
@@ -72,9 +81,10 @@ class LiveView:
             parts.append(bar)
         if numbers := self._numbers(seen):
             parts.append(Text(numbers, style="bold", no_wrap=True, overflow="ellipsis"))
-        if note := seen.job.note or (seen.job.message if seen.job.phase.terminal else ""):
-            parts.append(Text(f"! {_shown(note)}", style="yellow"))
-        parts += [Text(f"│ {_shown(text)}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._last_lines()]
+        if seen.job.note:
+            parts.append(Text(f"! {_shown(seen.job.note)}", style="yellow"))
+        if seen.job.phase.value not in ("failed", "cancelled"):  # then the end of the log is printed below
+            parts += [Text(f"│ {_shown(text)}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._last_lines()]
         return Group(*parts)
 
     def _head(self, seen: Snapshot) -> RenderableType:
@@ -125,7 +135,8 @@ class LiveView:
 
     def _last_lines(self) -> list[str]:
         unfinished = self._lines[self._stream].unfinished if self._stream else ""
-        return [*self._log, *([unfinished] if unfinished.strip() else [])][-_LOG_LINES:]
+        room = max(1, min(_LOG_LINES, self._console.height - _OTHER_LINES))
+        return [*self._log, *([unfinished] if unfinished.strip() else [])][-room:]
 
 
 class Pace:

@@ -30,6 +30,10 @@ class View(Protocol):
         """Tell the user something that is not the job's."""
         ...
 
+    def open(self) -> None:
+        """Take the terminal again, after close."""
+        ...
+
     def close(self) -> None:
         """Give the terminal back. Idempotent."""
         ...
@@ -47,6 +51,9 @@ class SilentView:
     def say(self, text: str) -> None:
         out.problem(text)
 
+    def open(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -54,30 +61,30 @@ class SilentView:
 class PlainView:
     """One line for each phase, step and note, and the lines of the logs with the step's name before them."""
 
-    def __init__(self, *, logs: bool = True) -> None:
-        self._logs = logs
+    def __init__(self) -> None:
         self._said: dict[str, str] = {}
         self._lines: dict[str, Lines] = {}
 
     def state(self, seen: Snapshot) -> None:
         job = seen.job
+        if job.phase.terminal:
+            self._flush()
         self._once("phase", f"{len(job.attempts)} {job.phase}", f"-- {self._phase(job)}")
         if job.note:
             self._once("note", job.note, f"-- {job.note}")
         if job.cancel_requested_at and not job.phase.terminal:
             self._once("cancel", "asked", "-- cancel requested")
-        if job.phase.terminal:
-            self._flush()
 
     def log(self, piece: LogPiece) -> None:
-        if not self._logs:
-            return
         lines = self._lines.setdefault(piece.stream, Lines())
         for text in lines.feed(piece.data):
             out.line(f"{_step(piece.stream)} | {text}")
 
     def say(self, text: str) -> None:
         out.problem(text)
+
+    def open(self) -> None:
+        """Nothing is held."""
 
     def close(self) -> None:
         """Nothing is held."""
