@@ -160,10 +160,13 @@ class _Direct:
 
 
 class _Prompt(asyncio.Protocol):
-    """Acknowledges what arrives at once: sshd has Nagle's algorithm on until a session starts, and would wait 40 ms for us."""
+    """Acknowledges at once what arrives at first: sshd has Nagle's algorithm on until a session starts, and would wait 40 ms for us."""
+
+    _AT_FIRST = 64  # pieces received: a login and the first command take about twenty
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self.inner = inner
+        self._received = 0
         self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
         self.resume_writing = inner.resume_writing  # type: ignore[method-assign]
         self.eof_received = inner.eof_received  # type: ignore[method-assign]
@@ -175,6 +178,9 @@ class _Prompt(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.inner.data_received(data)
+        self._received += 1
+        if self._received > self._AT_FIRST:
+            return
         with contextlib.suppress(OSError, AttributeError):  # closed meanwhile; not Linux
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
