@@ -1,0 +1,43 @@
+"""The contracts between the core and the world: Store, Driver, Transport, Host, Objects, Clock.
+
+Each docstring states behaviour: idempotent? may it block? what if absent? which errors? Every implementation passes the suite of the
+same name in ``remote_trainer.testing``. Rules for editing: protocols and the values they exchange only; a new verb needs a case in
+the suite first. Nothing here may be specific to one provider, database or shell.
+"""
+
+from __future__ import annotations
+
+from remote_trainer.ports.clock import Clock
+from remote_trainer.ports.driver import Abilities, Driver, DriverSettings, Spec
+from remote_trainer.ports.host import Ended, Follow, FollowItem, Heartbeat, Host, Output, RemoteFile, StepSpec, StepStatus
+from remote_trainer.ports.objects import Objects, StoredObject
+from remote_trainer.ports.store import Change, JobQuery, Page, Renewal, Store
+from remote_trainer.ports.transport import Channel, Completed, Progress, Transport
+
+__all__ = [
+    "Abilities",
+    "Change",
+    "Channel",
+    "Clock",
+    "Completed",
+    "Driver",
+    "DriverSettings",
+    "Ended",
+    "Follow",
+    "FollowItem",
+    "Heartbeat",
+    "Host",
+    "JobQuery",
+    "Objects",
+    "Output",
+    "Page",
+    "Progress",
+    "RemoteFile",
+    "Renewal",
+    "Spec",
+    "StepSpec",
+    "StepStatus",
+    "Store",
+    "StoredObject",
+    "Transport",
+]

@@ -1,0 +1,93 @@
+"""Renting and returning machines. Rules for editing: as in the package's docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from remote_trainer.model import (
+    Instance,
+    Offer,
+    Resources,
+)
+from remote_trainer.ports.transport import Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """Facts the core needs about a driver."""
+
+    borrowed: bool = False  # machines are only lent to us: nothing is rented, listed or destroyed
+    spot: bool = False
+    visibility_lag_s: float = 0.0  # a created instance may be missing from the listing for that long
+    scheduler: bool = False  # the provider can destroy by itself at a set time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What to put on the rented machine."""
+
+    image: str = ""
+    disk_gb: int = 0
+    public_key: str = ""
+
+
+class Driver(Protocol):
+    """Rents and returns instances of one kind. It never sleeps, polls, retries, persists, picks an offer or sees a job.
+
+    Errors: Transient, Permanent, Ambiguous. Found by the entry point group ``remote_trainer.drivers``; constructed as
+    ``Driver(options: Mapping, settings: DriverSettings)``, which raises ConfigError on bad options and opens no connection.
+    """
+
+    name: str
+    abilities: Abilities
+
+    async def offers(self, wanted: Resources) -> Sequence[Offer]:
+        """Return what could be rented now. May block for one request."""
+        ...
+
+    async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
+        """Send at most one request.
+
+        The reply is a hint; a time-out is Ambiguous. A borrowed machine: no effect, the instance is returned.
+        """
+        ...
+
+    async def instances(self, prefix: str) -> Sequence[Instance]:
+        """Return every instance whose label starts with ``prefix``: complete, or raises; never partial.
+
+        Borrowed: always empty.
+        """
+        ...
+
+    async def destroy(self, instance: Instance) -> None:
+        """Ask for its end.
+
+        Absent is success, "still going" is success; called again until the listing agrees. Borrowed: no effect.
+        """
+        ...
+
+    async def connect(self, instance: Instance) -> Transport:
+        """Return the way to the host; opens no connection yet. One transport per machine, shared by all its jobs."""
+        ...
+
+    async def check(self) -> str:
+        """Prove credentials, balance or reachability; returns it in words."""
+        ...
+
+    async def close(self) -> None:
+        """Close every transport handed out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverSettings:
+    """What the installation gives every driver."""
+
+    state_dir: Path  # the product's own folder on this machine
+    ssh_key: Path | None = None
+    known_hosts: Path | None = None
+    connect_timeout_s: float = 20.0
+    keepalive_s: float = 15.0
