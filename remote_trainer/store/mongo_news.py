@@ -18,6 +18,7 @@ from remote_trainer.store.watchers import Watchers
 
 _NEWS = [{"$match": {"$or": [{"operationType": "insert"}, {"updateDescription.updatedFields.by": {"$exists": True}}]}}]
 _NO_CHANGE_STREAMS = 40573  # a single server without a replica set
+_AWAIT_MS = 10_000  # how long the server keeps a request that has no news
 _POLL_S = 0.05
 #: Writes may become readable in another order than their times: so far back is looked again.
 _OVERLAP = timedelta(seconds=2)
@@ -26,7 +27,7 @@ _OVERLAP = timedelta(seconds=2)
 async def follow(jobs: AsyncCollection[Document], watchers: Watchers, me: str) -> None:
     """Wake watchers for ever; ``me`` begins the ``by`` of our own writes."""
     try:
-        async with await jobs.watch(_NEWS) as stream:
+        async with await jobs.watch(_NEWS, max_await_time_ms=_AWAIT_MS) as stream:
             watchers.ring_all()
             async for change in stream:
                 fields = change.get("fullDocument") or change["updateDescription"]["updatedFields"]
