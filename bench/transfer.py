@@ -178,7 +178,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--big", type=int, default=2000, help="MB of big files")
     options.add_argument("--small", type=int, default=20000, help="number of 8 kB files")
-    options.add_argument("--far", type=int, default=200, help="MB over the slow link")
+    options.add_argument("--far", type=int, default=500, help="MB over the slow link")
     options.add_argument("--rtt", type=float, default=0.1, help="round trip of the slow link, seconds")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--rows", default="big,small,far,again")

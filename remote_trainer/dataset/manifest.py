@@ -57,8 +57,9 @@ def lay_out(entries: Iterable[Entry]) -> tuple[Part, ...]:
     """Cut a tree: a bundle of all folders, then the files by the bytes of their paths."""
     ordered = sorted(entries, key=lambda entry: entry.path.encode())
     chunk = SMALL_CHUNK if sum(entry.size for entry in ordered) < _LARGE_TREE else LARGE_CHUNK
-    folders = tuple(entry for entry in ordered if entry.folder)
-    parts = [Part(folders, sum(map(packed_size, folders)))] if folders else []
+    # With the root, so that there always is such a bundle, and it is small: all other chunks wait for the first one.
+    folders = (Entry(".", folder=True), *(entry for entry in ordered if entry.folder))
+    parts = [Part(folders, sum(map(packed_size, folders)))]
     parts += _bundles([entry for entry in ordered if not entry.folder and entry.size <= chunk], chunk)
     for entry in ordered:
         if entry.size > chunk:

@@ -196,6 +196,7 @@ take_chunk() { # LINE
         FOUND=$(exactly "$SIZE" >"$BUNDLE" && sha256 "$BUNDLE")
     else
         PLACE=$TMP/tree/${_rest#* }
+        { true 1<>"$PLACE"; } 2>/dev/null || die $EX_HOST_LACKS "cannot write $PLACE"
         FOUND=$(take_piece $((${_rest%% *} / BLOCK)) && read_piece $((${_rest%% *} / BLOCK)) | sha256)
     fi
     if [ "${FOUND%% *}" != "$SHA" ]; then

@@ -3,8 +3,8 @@
 Each channel sends chunk after chunk without waiting; the host hashes and unpacks one while the next is on its way. Any break ends
 the call with HostUnreachable; called again it goes on after the last verified chunk.
 
-Rules for editing: idempotent, and safe beside another worker's. The order matters once: the first chunk makes all folders, so it is there
-before any other is sent.
+Rules for editing: idempotent, and safe beside another worker's. The order matters once: the first chunk makes all folders, so the
+channels beside the one that sends it wait until it is there.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *,
 
 
 async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Callable[[int], None]) -> None:
-    while (begun := await depot.begin(given, key)) is None:  # noqa: ASYNC110  # the host has no event for us
+    asked_at = time.monotonic()
+    while (begun := await depot.begin(given, key)) is None:
         await asyncio.sleep(_BUSY_S)  # another job brings it
+        asked_at = time.monotonic()
     if begun.present:
         return
+    channels = _channels((time.monotonic() - asked_at) / 2)
     packed = await asyncio.to_thread(cache.open, given)
     transfer = _Transfer(depot, key, given, packed, advance, set(begun.got).intersection(range(len(given.chunks))))
     await _check_space(depot, given, begun, transfer.left)
-    if 0 in transfer.waiting:
-        await transfer.run(channels=1, only=1)
-    if transfer.waiting:
-        await transfer.run(channels=min(await _channels(depot), len(transfer.waiting)))
+    await transfer.run(channels)
     await depot.finish(given, key)
 
 
@@ -80,11 +80,8 @@ async def _check_space(depot: Depot, given: Input, begun: Begun, needed: int) ->
         )
 
 
-async def _channels(depot: Depot) -> int:
+def _channels(round_trip_s: float) -> int:
     """How many channels fill the line: each carries one window per round trip."""
-    started = time.monotonic()
-    await depot.transport.run(["true"])
-    round_trip_s = (time.monotonic() - started) / 2
     return max(_FEWEST, min(_MOST, -(-int(round_trip_s * _WANTED_RATE) // _WINDOW)))
 
 
@@ -98,41 +95,44 @@ class _Transfer:
     got: set[int]
     waiting: deque[int] = field(init=False)
     sends: Counter[int] = field(default_factory=Counter)
+    folders: asyncio.Event = field(default_factory=asyncio.Event)  # set when the first chunk is there, or nobody sends it
 
     def __post_init__(self) -> None:
         self.waiting = deque(number for number in range(len(self.given.chunks)) if number not in self.got)
+        if 0 in self.got:
+            self.folders.set()
 
     @property
     def left(self) -> int:
         """Bytes that are not on the host."""
         return sum(chunk.size for number, chunk in enumerate(self.given.chunks) if number not in self.got)
 
-    async def run(self, *, channels: int, only: int = 0) -> None:
-        """Send what waits (or ``only`` so many chunks) until each is verified over there."""
-        target = len(self.got) + (only or len(self.waiting))
-        while len(self.got) < target:
-            missing = target - len(self.got)
+    async def run(self, channels: int) -> None:
+        """Send what waits until each chunk is verified over there."""
+        while self.waiting:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for number in range(min(channels, missing)):
-                        group.create_task(self._channel(missing), name=f"ship {self.given.name} {number}")
+                    for number in range(min(channels, len(self.waiting))):
+                        group.create_task(self._channel(first=number == 0), name=f"ship {self.given.name} {number}")
             except ExceptionGroup as several:
                 raise _gravest(several) from several
 
-    async def _channel(self, most: int) -> None:
-        """Send chunks while there are any, at most so many; returns when the host has answered for each."""
+    async def _channel(self, *, first: bool) -> None:
+        """Send chunks while there are any; returns when the host has answered for each."""
         sent: set[int] = set()
         async with self.depot.receiving(self.given, self.key) as channel:
             listening = asyncio.create_task(self._hear(channel, sent), name=f"ship {self.given.name} replies")
             try:
-                while self.waiting and most and not listening.done():
-                    most -= 1
+                if not first:
+                    await self.folders.wait()
+                while self.waiting and not listening.done():
                     number = self.waiting.popleft()
                     sent.add(number)
                     await self._send(channel, number, listening)
                 await channel.end()
                 await listening
             finally:
+                self.folders.set()  # or else whoever waits would wait for ever
                 listening.cancel()
                 await asyncio.gather(listening, return_exceptions=True)
             if sent:
@@ -156,6 +156,8 @@ class _Transfer:
                 sent.remove(number)
                 if fine:
                     self.got.add(number)
+                    if number == 0:
+                        self.folders.set()
                     self.advance(self.given.size - self.left)
                 else:
                     await self._again(number)
