@@ -3,6 +3,7 @@
     chunks/ab/abcdef…       bytes of chunks that are kept (small data, and what came from archives and buckets)
     trees/DIGEST.json       the files of a folder as they were when packed: chunks that are not kept are read again from there
     sources/KEY.json        digest and signature of a source, so that an unchanged one is not read again
+    sound/KEY.json          signature of a source whose images were examined, likewise
 
 Everything can be deleted at any time; what is missing is packed again from the source, if it still gives the same digest.
 
@@ -84,6 +85,15 @@ class Cache:
             return None
         given = from_document(Input, document["input"])
         return given if self._kept(given) or (self._root / "trees" / f"{given.digest}.json").exists() else None
+
+    def note_sound(self, source: str, signature: str) -> None:
+        """Note that the data was examined in this state and can be used."""
+        self._write(f"sound/{_key(source)}.json", {"signature": signature})
+
+    def is_sound(self, source: str, signature: str) -> bool:
+        """Was the data, in this very state, examined before?"""
+        document = self._read(f"sound/{_key(source)}.json")
+        return document is not None and document.get("signature") == signature
 
     # -- bytes
 

@@ -18,6 +18,7 @@ from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report, inspect
 from remote_trainer.dataset.pack import pack
+from remote_trainer.dataset.sources import open_source
 from remote_trainer.errors import ConfigError, DatasetError, UsageError
 from remote_trainer.model import Input, Job, Limits, Plan, Resources
 from remote_trainer.recipe.load import load_recipe
@@ -57,7 +58,8 @@ class Draft:
     driver_options: Mapping[str, Any]
     sources: Mapping[str, str]  # input name → path or URL
     limits: Limits
-    report: Report | None  # of the dataset, where it is a local folder or archive
+    report: Report | None  # of a local dataset that was not examined before in the state it is in
+    signature: str  # that state; empty for data in a bucket
 
 
 async def draft(settings: Settings, order: Order) -> Draft:
@@ -71,10 +73,12 @@ async def draft(settings: Settings, order: Order) -> Draft:
     plan = make_plan(recipe, parse_settings(recipe, chosen))
     _check_secrets(settings, plan)
     sources = _sources(recipe, plan, order)
-    report = None
+    report, signature = None, ""
     if (source := sources.get("dataset")) is not None and "://" not in source:
-        report = await inspect(source)
-        report.check()
+        signature = await asyncio.to_thread(open_source(source).signature)
+        if not await asyncio.to_thread(Cache(settings.cache_dir).is_sound, source, signature):
+            report = await inspect(source)
+            report.check()
     return Draft(
         order=order,
         recipe=recipe,
@@ -84,6 +88,7 @@ async def draft(settings: Settings, order: Order) -> Draft:
         sources=sources,
         limits=_limits(settings, profile.limits, order),
         report=report,
+        signature=signature,
     )
 
 
@@ -120,6 +125,8 @@ def _with_wishes(plan: Plan, wishes: Resources) -> Plan:
 async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     cache = Cache(app.settings.cache_dir)
     inputs = [await pack(source, cache, name=name) for name, source in checked.sources.items()]
+    if checked.report is not None:
+        await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature)
     if checked.recipe.files:
         with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
             tree = Path(folder) / "tool"
