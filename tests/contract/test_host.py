@@ -53,3 +53,15 @@ class TestContainer(HostContract):
     @pytest.fixture
     def root(self) -> str:
         return "/root/rt"
+
+
+class TestDockerExec(HostContract):
+    """A container entered through its engine, without any SSH."""
+
+    @pytest.fixture
+    def transport(self, container_host: ContainerHost) -> Transport:  # type: ignore[override]
+        return CommandTransport(("docker", "-H", container_host.docker.address, "exec", "-i", container_host.name))
+
+    @pytest.fixture
+    def root(self) -> str:
+        return "/root/rt"

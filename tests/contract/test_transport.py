@@ -88,3 +88,15 @@ class TestContainer(TransportContract):
     @pytest.fixture
     async def folder(self, transport: Transport) -> str:  # type: ignore[override]
         return (await transport.run(["mktemp", "-d"])).stdout.decode().strip()
+
+
+class TestDockerExec(TransportContract):
+    """A container entered through its engine, without any SSH."""
+
+    @pytest.fixture
+    async def transport(self, container_host: ContainerHost) -> Transport:  # type: ignore[override]
+        return CommandTransport(("docker", "-H", container_host.docker.address, "exec", "-i", container_host.name))
+
+    @pytest.fixture
+    async def folder(self, transport: Transport) -> str:  # type: ignore[override]
+        return (await transport.run(["mktemp", "-d"])).stdout.decode().strip()
