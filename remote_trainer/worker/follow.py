@@ -13,7 +13,7 @@ from datetime import datetime
 
 from remote_trainer.errors import HostUnreachable
 from remote_trainer.model import JobId, LogChunk, Metric, Plan, Token
-from remote_trainer.ports import Change, Ended, Follow, Heartbeat, Host, Output, StepStatus
+from remote_trainer.ports import Change, Ended, Follow, Heartbeat, Output, StepStatus
 from remote_trainer.worker.metrics import LineReader, PatternReader
 from remote_trainer.worker.writer import Writer
 
@@ -31,25 +31,24 @@ class LogCopy:
         self._offset = self._durable = self._acked = 0
         self._lines = LineReader()
 
-    async def run(self, host: Host, label: str, step_key: str, offset: int, tail: bytes) -> StepStatus:
-        """Follow until the step's end and return its last word; every byte is durable then.
+    async def run(self, follow: Follow, offset: int, tail: bytes) -> StepStatus:
+        """Copy until the step's end and return its last word; every byte is durable then.
 
         ``offset`` and ``tail`` are the stream's size in the store and its last bytes.
         """
         self._offset = self._durable = self._acked = offset
         self._lines = LineReader(tail.replace(b"\r", b"\n").rpartition(b"\n")[2])
-        async with host.follow(label, step_key, offset) as follow:
-            async for item in follow:
-                match item:
-                    case Output(data):
-                        self._put(data)
-                        await self._settle(follow, _UNWRITTEN_MAX)
-                    case Heartbeat():
-                        await self._settle(follow, _UNWRITTEN_MAX)
-                    case Ended(status):
-                        await self._settle(follow, 0)
-                        return status
-        raise HostUnreachable(f"following {step_key} on {host.transport.address} ended without the step's end: trying again")
+        async for item in follow:
+            match item:
+                case Output(data):
+                    self._put(data)
+                    await self._settle(follow, _UNWRITTEN_MAX)
+                case Heartbeat():
+                    await self._settle(follow, _UNWRITTEN_MAX)
+                case Ended(status):
+                    await self._settle(follow, 0)
+                    return status
+        raise HostUnreachable(f"the log {self._stream} of job {self._job_id} ended without the step's end: trying again")
 
     def _put(self, data: bytes) -> None:
         at = self._now()

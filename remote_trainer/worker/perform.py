@@ -228,6 +228,7 @@ class Performer:
             await self._shop.clock.sleep(self._shop.collect_interval_s)
             await self._copy_metrics(label)
             self._saw_checkpoint((await collector.collect(final=False)).checkpoint)
+            self._works(fx.CollectOutputs)
 
     async def _collect_finally(self, label: str) -> None:
         await self._copy_metrics(label)
@@ -301,8 +302,15 @@ class Performer:
         offset = (await self._shop.store.log_streams(job.id)).get(stream, 0)
         tail = await self._shop.store.read_log(job.id, stream, offset=max(0, offset - 4096), limit=4096)
         copy = LogCopy(self._shop.writer, job.id, self._patient.token, stream, job.plan, self._shop.clock.now)
-        status = await copy.run(await self._host(), label, key, offset, tail)
+        async with (await self._host()).follow(label, key, offset) as follow:
+            self._works(fx.FollowStep)
+            status = await copy.run(follow, offset, tail)
         self._patient.observe(lambda seen: seen.with_step(key, status, drained=True))
+
+    def _works(self, kind: type[fx.Effect]) -> None:
+        """An effect that lasts as long as the step does its work again: earlier trouble is over, the next is a first one."""
+        if kind in self._patient.seen.troubles:
+            self._patient.observe(lambda seen: seen.with_trouble(kind, None))
 
     def _saw(self, key: str, status: StepStatus) -> None:
         if status.state is not StepState.UNKNOWN:

@@ -37,12 +37,12 @@ _SLOW: dict[Phase, dict[str, float]] = {
 async def test_a_killed_worker_is_replaced(own_sshd: SshdServer, tmp_path: Path, phase: Phase) -> None:
     """A worker killed in any phase costs a job nothing: it ends DONE, each step started once, log and artifacts exact."""
     with Link(own_sshd.host, own_sshd.port) as link:
-        async with installation(tmp_path / "rig", own_sshd, link_port=link.port) as rig:
+        async with installation(tmp_path / "rig", own_sshd) as rig:
             if phase in (Phase.PROVISIONING, Phase.TRANSFERRING, Phase.EXECUTING):
                 link.set(**_SLOW[phase])
             worker = rig.worker()
             data = _dataset(tmp_path / "data", mb=4 if phase is Phase.TRANSFERRING else 1)
-            job = await rig.submit(dataset=data, kb=4000 if phase is Phase.FETCHING else 64)
+            job = await rig.submit(host_port=link.port, dataset=data, kb=4000 if phase is Phase.FETCHING else 64)
             if phase in (Phase.FETCHING, Phase.RELEASING):
                 await rig.log_has(job, 1)
                 link.set(**_SLOW[phase])

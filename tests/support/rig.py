@@ -151,7 +151,6 @@ class Rig:
     folder: Path
     host: SshTarget
     app: App
-    port: int | None = None  # of a link in front of the host
     workers: list[WorkerProcess] = field(default_factory=list)
     _record: Path | None = None
 
@@ -184,25 +183,26 @@ class Rig:
         """The product's folder on the host."""
         return str(self.folder / "host")
 
-    @property
-    def driver_options(self) -> dict[str, str]:
+    def driver_options(self, link_port: int | None) -> dict[str, str]:
         """What the ssh driver needs."""
-        address = f"{self.host.user}@{'127.0.0.1' if self.port else self.host.host}:{self.port or self.host.port}"
+        where = f"127.0.0.1:{link_port}" if link_port else f"{self.host.host}:{self.host.port}"
         return {
-            "host": address,
+            "host": f"{self.host.user}@{where}",
             "identity": str(self.host.key_path),
             "host_key": self.host.host_key_public,
             "root": self.host_root,
         }
 
-    async def submit(self, *, tool: str = "abused@1", dataset: Path | None = None, **settings: object) -> Job:
-        """Submit a job; settings are the tool's parameters."""
+    async def submit(
+        self, *, tool: str = "abused@1", dataset: Path | None = None, host_port: int | None = None, **settings: object
+    ) -> Job:
+        """Submit a job; settings are the tool's parameters, `host_port` is that of a link in front of the host."""
         if tool in ("abused@1", "limited@1"):
             settings = {"record": self.record, **settings}
         order = Order(
             tool=tool,
             driver="ssh",
-            driver_options=self.driver_options,
+            driver_options=self.driver_options(host_port),
             dataset=None if dataset is None else str(dataset),
             settings=[f"{name}={_text(value)}" for name, value in settings.items()],
         )
@@ -294,9 +294,7 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def installation(
-    folder: Path, host: SshTarget, *, link_port: int | None = None, lease_s: float = 3.0, **settings: object
-) -> AsyncIterator[Rig]:
+async def installation(folder: Path, host: SshTarget, *, lease_s: float = 3.0, **settings: object) -> AsyncIterator[Rig]:
     """An installation in `folder` for as long as the block lasts; `settings` are the product's own, by name."""
     (folder / "record").mkdir(parents=True)
     for name, timeout_s in (("abused", 0), ("limited", 2)):
@@ -311,7 +309,7 @@ async def installation(
         for name, value in given.items():
             patch.setenv(f"REMOTE_TRAINER_{name.upper()}", _text(value))
         async with App(config.load()) as app:
-            rig = Rig(folder, host, app, link_port)
+            rig = Rig(folder, host, app)
             try:
                 yield rig
             finally:
