@@ -101,9 +101,15 @@ class JobRunner:
         await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=job, events=events))
         # The wish to cancel may have come in between: it is the store's, not ours to overwrite.
         wished = job.cancel_requested_at or self.job.cancel_requested_at
+        attempts = len(self.job.attempts)
         if job.phase is not self.job.phase:
             _log.info(log.event(job.phase), action="phase", attempt=len(job.attempts), note=job.message or job.note)
         self.job = replace(job, cancel_requested_at=wished)
+        if attempts != len(job.attempts):
+            # What was seen of the last attempt says nothing of this one: another host, other steps of the same names.
+            await self._end_effects()
+            self._fulfilled.clear()
+            self._seen = NOTHING_SEEN
 
     async def _wait(self, decision: Decision) -> None:
         if self.job.phase.terminal:
@@ -130,7 +136,13 @@ class JobRunner:
 
     def _start(self, effect: Effect) -> None:
         name = f"{self.job.id}:{type(effect).__name__}"
-        self._tasks[effect] = asyncio.create_task(self._run_effect(effect), name=name)
+        task = self._tasks[effect] = asyncio.create_task(self._run_effect(effect), name=name)
+        task.add_done_callback(lambda _: self._over(effect))
+
+    def _over(self, effect: Effect) -> None:
+        # Not in the task itself: one that is cancelled before its first step never gets to any line of it.
+        del self._tasks[effect]
+        self._awake.set()
 
     async def _run_effect(self, effect: Effect) -> None:
         kind = type(effect)
@@ -146,9 +158,6 @@ class JobRunner:
         except Exception as error:  # noqa: BLE001 - the outermost frame of an effect: a bug of ours must not take the worker down
             _log.exception(log.event(self.job.phase), action="bug", effect=kind.__name__)
             self._note_trouble(effect, InvariantBroken(f"internal error in {kind.__name__}: {type(error).__name__}: {error}"))
-        finally:
-            del self._tasks[effect]
-            self._awake.set()
 
     def _note_trouble(self, effect: Effect, error: RemoteTrainerError) -> None:
         trouble = judge(
