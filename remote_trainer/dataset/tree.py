@@ -25,6 +25,8 @@ SKIPPED = frozenset(
     {".git", ".hg", ".svn", "__pycache__", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints"}
 )
 _BUFFER = 1 << 20  # fits the second-level cache, so that hashing finds the bytes there
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe that took a file's place must not hold us
+_ZEROS = bytes(512)
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes; what Linux file systems take, with room for the folder it is unpacked in
 
 Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
@@ -145,15 +147,14 @@ def blocks(part: Part, tree: Tree) -> Iterator[bytes | bytearray | memoryview]:
     DatasetError when a file is not what was found, or changes while it is read.
     """
     if part.piece:
-        yield from _content(tree, part.members[0], part.offset, part.size)
+        yield from _piece(part, tree)
         return
     block = bytearray()
     for entry in part.members:
         block += header(entry)
-        if not entry.folder:
-            for piece in _content(tree, entry, 0, entry.size):
-                block += piece
-            block += bytes(padding(entry.size))
+        if entry.size:
+            block += _whole(tree, entry)
+            block += _ZEROS[: padding(entry.size)]
         if len(block) >= _BUFFER:
             yield block
             block = bytearray()
@@ -161,30 +162,46 @@ def blocks(part: Part, tree: Tree) -> Iterator[bytes | bytearray | memoryview]:
         yield block
 
 
-def _content(tree: Tree, entry: Entry, offset: int, size: int) -> Iterator[memoryview]:
+def _whole(tree: Tree, entry: Entry) -> bytes:
     found = tree.found.get(entry.path)
-    if found is None:
+    try:
+        file = os.open(found.place if found else "", _READ)
+        try:
+            content = os.read(file, entry.size)
+            # Any change since the scan shows in the times, so one look afterwards is enough.
+            same = found is not None and _signature(os.fstat(file)) == found.signature
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _unreadable(tree, entry.path, error) from error
+    if not same or len(content) != entry.size:
         raise _changed(tree, entry.path)
+    return content
+
+
+def _piece(part: Part, tree: Tree) -> Iterator[memoryview]:
+    found, offset, left = tree.found.get(part.path), part.offset, part.size
     try:
-        file = os.open(found.place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that took its place must not hold us
+        file = os.open(found.place if found else "", _READ)
     except OSError as error:
-        raise DatasetError(f"cannot read {found.place}: {error.strerror}; check that you may read it") from error
+        raise _unreadable(tree, part.path, error) from error
     try:
-        if _signature(os.fstat(file)) != found.signature:
-            raise _changed(tree, entry.path)
-        buffer = memoryview(bytearray(min(_BUFFER, size)))
-        while size:
-            got = os.preadv(file, [buffer[: min(size, len(buffer))]], offset)
-            if not got:
-                raise _changed(tree, entry.path)
+        buffer = memoryview(bytearray(_BUFFER))
+        while left:
+            got = os.preadv(file, [buffer[: min(left, _BUFFER)]], offset)
+            # Before the block is handed on, so that a job that is about to fail sends little.
+            if not got or found is None or _signature(os.fstat(file)) != found.signature:
+                raise _changed(tree, part.path)
             yield buffer[:got]
-            offset, size = offset + got, size - got
-        if _signature(os.fstat(file)) != found.signature:
-            raise _changed(tree, entry.path)
+            offset, left = offset + got, left - got
     except OSError as error:
-        raise DatasetError(f"cannot read {found.place}: {error.strerror}; check the disk it lies on") from error
+        raise _unreadable(tree, part.path, error) from error
     finally:
         os.close(file)
+
+
+def _unreadable(tree: Tree, path: str, error: OSError) -> DatasetError:
+    return DatasetError(f"cannot read {tree.root}/{path}: {error.strerror}; check that it is there and that you may read it")
 
 
 def _changed(tree: Tree, path: str) -> DatasetError:

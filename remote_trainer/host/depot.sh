@@ -202,7 +202,7 @@ take_chunk() { # LINE
     if [ "${FOUND%% *}" != "$SHA" ]; then
         [ "$(free_bytes)" -ge "$SIZE" ] || { say "fail $NUMBER No space left on device"; return 1; }
         say "bad $NUMBER"
-    elif [ "${_rest%% *}" != - ] || PROBLEM=$(tar -xmf "$BUNDLE" -C "$TMP/tree" 2>&1); then
+    elif [ "${_rest%% *}" != - ] || PROBLEM=$(tar -xmof "$BUNDLE" -C "$TMP/tree" 2>&1); then
         true >"$TMP/got/$NUMBER" || return
         say "ok $NUMBER"
     else
