@@ -14,7 +14,8 @@ HIDDEN = "***"
 MIN_SECRET = 4  # shorter ones would blank out half of every line
 
 _PATTERNS = (
-    (re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@]*):[^\s/@]+@"), rf"\1:{HIDDEN}@"),  # user:password@
+    # user:password@; begun at the beginning of a word, else a long word (base64) takes time by its square
+    (re.compile(r"(?<![\w+.-])([\w+.-]+://[^\s/:@]*):[^\s/@]+@"), rf"\1:{HIDDEN}@"),
     (re.compile(r"(https?://)[^\s/:@]+@"), rf"\1{HIDDEN}@"),  # token@
     (
         re.compile(

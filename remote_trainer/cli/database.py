@@ -44,6 +44,6 @@ def export(as_json: Json = False) -> None:
 
     async def work(app: App) -> None:
         async for record in database.export(app):
-            out.document(record, compact=True)
+            out.record(record)
 
     session.run(work)

@@ -5,6 +5,7 @@ Rules for editing: a code belongs to an error's class (errors.py), never to a pl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -31,11 +32,11 @@ def run(app: typer.Typer, program: str) -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
     try:
         code = _run(app, program)
-        sys.stdout.flush()
-    except BrokenPipeError:
+    except out.PipeClosed:
         code = PIPE_CLOSED
-        # Nothing can be written any more, and Python would complain about that when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):  # what is still buffered has no reader, of which Python would complain at its end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
@@ -50,7 +51,7 @@ def _run(app: typer.Typer, program: str) -> int:
             out.problem(error.format_message())
             return UsageError.exit_code
         return _tell("UsageError", _parser_message(error, program), UsageError.exit_code)
-    except BrokenPipeError:
+    except out.PipeClosed:
         raise
     except Exception as error:  # noqa: BLE001 - the outermost frame of a command
         cause = _single(error)

@@ -6,10 +6,11 @@ Rules for editing: standard library only, since every command imports it. JSON i
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from remote_trainer.redact import redact
 
@@ -28,19 +29,50 @@ def clean(text: str) -> str:
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
+class PipeClosed(Exception):
+    """The reader of what is printed has had enough."""
+
+
 def line(text: str = "") -> None:
     """Print to stdout."""
-    print(clean(redact(text)), flush=True)
+    _print(clean(redact(text)) + "\n", sys.stdout)
 
 
 def problem(text: str) -> None:
     """Print to stderr: errors, warnings, and words beside a JSON document."""
-    print(clean(redact(text)), file=sys.stderr, flush=True)
+    _print(clean(redact(text)) + "\n", sys.stderr)
 
 
-def document(value: Mapping[str, Any], *, compact: bool = False) -> None:
-    """Print a JSON document to stdout; ``compact`` ones take one line each."""
-    print(redact(json.dumps(value, indent=None if compact else 2)), flush=True)
+def document(value: Mapping[str, Any]) -> None:
+    """Print a JSON document to stdout."""
+    _print(redact(json.dumps(value, indent=2)) + "\n", sys.stdout)
+
+
+def record(value: Mapping[str, Any]) -> None:
+    """Print one line of JSON Lines to stdout, as it is: it is data, not words."""
+    _print(json.dumps(value) + "\n", sys.stdout)
+
+
+def harmless(text: str) -> None:
+    """Print text that was cleaned already."""
+    _print(text, sys.stdout)
+
+
+def raw(data: bytes) -> None:
+    """Print bytes as they are."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        raise PipeClosed from error
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError as error:
+        raise PipeClosed from error
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -57,8 +89,6 @@ def _cell(text: str) -> str:
 
 def is_terminal() -> bool:
     """Can a view be drawn on stdout?"""
-    import os
-
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 

@@ -26,13 +26,11 @@ class LogPrinter:
         """Print one piece."""
         if self._json:
             text = piece.data.decode("utf-8", "replace")
-            out.document({"stream": piece.stream, "offset": piece.offset, "size": len(piece.data), "text": text}, compact=True)
+            out.record({"stream": piece.stream, "offset": piece.offset, "size": len(piece.data), "text": text})
         elif self._terminal:
-            sys.stdout.write(self._harmless(piece))
-            sys.stdout.flush()
+            out.harmless(self._harmless(piece))
         else:
-            sys.stdout.buffer.write(piece.data)
-            sys.stdout.buffer.flush()
+            out.raw(piece.data)
 
     def _harmless(self, piece: LogPiece) -> str:
         """Return the text with carriage returns kept: a progress bar should look like one."""
