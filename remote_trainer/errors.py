@@ -14,6 +14,7 @@
     │   └── Ambiguous                 it may have taken effect: observe, never repeat blindly
     ├── TransportError                the way to the host
     │   ├── HostUnreachable           says nothing about what runs there
+    │   │   └── LoginRefused              it answers and does not let us in: a person must look
     │   ├── HostKeyMismatch           permanent: somebody else answers
     │   └── CommandTimeout            the command may still run
     ├── HostError                     the host answered and cannot do it
@@ -159,6 +160,13 @@ class HostUnreachable(TransportError):
     """No connection. It says nothing about what runs there."""
 
     transient = True
+
+
+class LoginRefused(HostUnreachable):
+    """The host answers and does not let us in with the keys we have. Says nothing about what runs there, and no retry mends it."""
+
+    exit_code = 28
+    transient = False
 
 
 class HostKeyMismatch(TransportError):

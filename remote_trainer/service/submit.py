@@ -95,6 +95,7 @@ async def draft(settings: Settings, order: Order) -> Draft:
 async def submit(app: App, order: Order) -> Job:
     """Check, pack and queue an order; returns the queued job."""
     checked = await draft(app.settings, order)
+    await _check_driver(app, checked)
     inputs = await _pack_inputs(app, checked)
     now = app.clock.now()
     job_id = new_job_id(now)
@@ -113,6 +114,17 @@ async def submit(app: App, order: Order) -> Job:
     )
     await app.store.submit(job)
     return job
+
+
+async def _check_driver(app: App, checked: Draft) -> None:
+    """Try the machine before anything is packed. Where a service drives the jobs, this machine need not even reach it."""
+    if not app.settings.store_url.startswith("sqlite"):
+        return
+    driver = app.driver(checked.driver, checked.driver_options)
+    try:
+        await driver.check()
+    finally:
+        await driver.close()
 
 
 def _with_wishes(plan: Plan, wishes: Resources) -> Plan:

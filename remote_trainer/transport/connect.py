@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import asyncssh
 
-from remote_trainer.errors import ConfigError, HostUnreachable
+from remote_trainer.errors import ConfigError, HostUnreachable, LoginRefused
 from remote_trainer.ports import DriverSettings
 from remote_trainer.transport.hostkeys import HostKeys, Judgement
 from remote_trainer.transport.target import Target, parse_target
@@ -185,9 +185,14 @@ class _Prompt(asyncio.Protocol):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
+#: What only a person can change: keys, accounts, configuration.
+_OURS_TO_MEND = (asyncssh.KeyEncryptionError, asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.PermissionDenied)
+
+
 def explain(error: BaseException, login: Login, address: str) -> HostUnreachable:
     """Return the failure in words: what, to which host, what to do."""
-    return HostUnreachable(f"cannot log in to {address}: {_words(error, login)}")
+    kind = LoginRefused if isinstance(error, _OURS_TO_MEND) else HostUnreachable
+    return kind(f"cannot log in to {address}: {_words(error, login)}")
 
 
 def _words(error: BaseException, login: Login) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from remote_trainer import errors
-from remote_trainer.effects import CollectOutputs, Effect, FollowStep, Severity, Trouble
+from remote_trainer.effects import CollectOutputs, Effect, FollowStep, PrepareHost, Severity, Trouble
 from remote_trainer.model import Reason
 from remote_trainer.policy import Policy, backoff_s
 
@@ -46,6 +46,11 @@ def judge(
 
 
 def _judgement(effect: Effect, error: BaseException) -> tuple[Severity, Reason]:
+    if isinstance(error, errors.LoginRefused) and isinstance(effect, PrepareHost):
+        return (
+            Severity.UNSUITABLE,
+            Reason.HOST_UNSUITABLE,
+        )  # later on it may be a key that is being replaced: what runs there runs
     for kind, severity, reason in _JUDGEMENT:
         if isinstance(error, kind):
             if isinstance(effect, (FollowStep, CollectOutputs)) and isinstance(error, (errors.HostFull, errors.HostLacks)):
