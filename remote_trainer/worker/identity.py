@@ -1,6 +1,7 @@
 """Who holds a lease: a name that tells, on the same machine, whether its process still lives.
 
-``<machine>/<boot>/<pid>/<start>``: the boot id and the start time keep a reused pid from passing for the dead process.
+``<host name>/<boot>/<pid namespace>#<pid>.<start>``: boot id and start time keep a reused pid from passing for the dead process, and the
+namespace keeps apart containers that share a machine and a name.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 
 def holder() -> str:
     """Return this process's name as a lease holder."""
-    return f"{_machine()}/{os.getpid()}/{_start_of(os.getpid()) or 0}"
+    return f"{_machine()}#{os.getpid()}.{_start_of(os.getpid()) or 0}"
 
 
 def is_dead(name: str) -> bool:
     """Is the holder certainly dead? False for other machines and for anything that cannot be told."""
-    *machine, pid, start = name.split("/")
-    if "/".join(machine) != _machine() or not pid.isdigit() or not Path("/proc/self/stat").exists():
+    machine, _, process = name.partition("#")
+    pid, _, start = process.partition(".")
+    if machine != _machine() or not pid.isdigit() or not Path("/proc/self/stat").exists():
         return False
     return _start_of(int(pid)) != start
 
@@ -26,9 +28,10 @@ def is_dead(name: str) -> bool:
 def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
-        boot = "-"
-    return f"{socket.gethostname().replace('/', '-')}/{boot}"
+        boot = namespace = "-"
+    return f"{socket.gethostname().replace('#', '-')}/{boot}/{namespace}"
 
 
 def _start_of(pid: int) -> str | None:

@@ -1,0 +1,158 @@
+"""The worker's pure parts: what a failure means, what a step's script says, what numbers a log holds, who holds a lease."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote_trainer import effects as fx
+from remote_trainer import errors
+from remote_trainer.effects import Severity
+from remote_trainer.model import Attempt, Input, Job, JobId, Pattern, Plan, PlannedStep, Reason, StepRun
+from remote_trainer.policy import Policy
+from remote_trainer.worker.identity import holder, is_dead
+from remote_trainer.worker.metrics import LineReader, PatternReader, read_json_line
+from remote_trainer.worker.script import step_script
+from remote_trainer.worker.trouble import judge
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PREPARE, FOLLOW = fx.PrepareHost("l"), fx.FollowStep("l", "s.1")
+
+
+def judged(effect: fx.Effect, error: Exception, *, borrowed: bool = True, before: fx.Trouble | None = None) -> fx.Trouble:
+    return judge(effect, error, before=before, now=NOW, policy=Policy(), borrowed=borrowed, jitter=0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- trouble
+
+
+@pytest.mark.parametrize(
+    ("effect", "error", "borrowed", "severity", "reason"),
+    [
+        (FOLLOW, errors.HostUnreachable("x"), True, Severity.RETRY, Reason.INTERNAL),
+        (FOLLOW, errors.LoginRefused("x"), True, Severity.RETRY, Reason.INTERNAL),
+        (PREPARE, errors.LoginRefused("x"), True, Severity.FATAL, Reason.HOST_UNSUITABLE),
+        (PREPARE, errors.LoginRefused("x"), False, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
+        (PREPARE, errors.HostLacks("x"), True, Severity.FATAL, Reason.HOST_UNSUITABLE),
+        (PREPARE, errors.HostLacks("x"), False, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
+        (PREPARE, errors.HostKeyMismatch("x"), True, Severity.FATAL, Reason.HOST_KEY_MISMATCH),
+        (FOLLOW, errors.HostFull("x"), True, Severity.RETRY, Reason.INTERNAL),
+        (FOLLOW, errors.HostWiped("x"), True, Severity.WIPED, Reason.HOST_WIPED),
+        (fx.Create("l"), errors.Ambiguous("x"), False, Severity.RETRY, Reason.INTERNAL),
+        (fx.Create("l"), errors.Permanent("x"), False, Severity.FATAL, Reason.PROVISIONING_FAILED),
+        (fx.ShipInputs("l", None), errors.DatasetError("x"), True, Severity.FATAL, Reason.TRANSFER_FAILED),
+        (fx.ShipInputs("l", None), errors.DigestMismatch("x"), True, Severity.RETRY, Reason.INTERNAL),
+    ],
+)
+def test_what_a_failure_means(effect: fx.Effect, error: Exception, borrowed: bool, severity: Severity, reason: Reason) -> None:
+    """Silence and doubt are tried again; what no repetition mends ends the attempt, or on a borrowed machine the job."""
+    trouble = judged(effect, error, borrowed=borrowed)
+    assert (trouble.severity, trouble.reason) == (severity, reason)
+
+
+def test_repeated_failures_wait_longer_up_to_a_cap() -> None:
+    """Each failure in a row doubles the wait; another side's own wish is honoured."""
+    waits, before = [], None
+    for _ in range(12):
+        before = judged(FOLLOW, errors.HostUnreachable("x"), before=before)
+        waits.append((before.retry_at - NOW).total_seconds())
+    assert waits[:4] == [0.25, 0.5, 1.0, 2.0]
+    assert max(waits) == Policy().retry_max_s
+    asked = judged(fx.FindInstance("l"), errors.Transient("x", retry_after_s=77))
+    assert (asked.retry_at - NOW).total_seconds() == 77
+
+
+# ----------------------------------------------------------------------------------------------------------------- script
+
+
+def run_script(folder: Path, run: str, **step: object) -> str:
+    """Run a step's script as the supervisor would and return what it prints."""
+    plan_step = PlannedStep(name="s", run=run, **step)  # type: ignore[arg-type]
+    given_input = Input(name="dataset", source="x", digest="d" * 64, size=1, files=1, chunks=())
+    plan = Plan(tool="t@1", parameters={}, steps=(plan_step,))
+    job = Job(id=JobId("j1"), name="j1", plan=plan, driver="local", created_at=NOW, inputs=(given_input,))
+    text = step_script(job, Attempt(number=2, label="l", started_at=NOW), plan_step, StepRun(name="s", number=3))
+    environment = {"PATH": os.environ["PATH"], "RT_ROOT": str(folder / "root"), "RT_WORK": str(folder / "work")}
+    done = subprocess.run(["sh"], input=text, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_step_finds_everything_in_its_environment(tmp_path: Path) -> None:
+    """Folders, inputs, attempt and try are exported; the output folder exists; the step starts in its working folder."""
+    out = run_script(tmp_path, 'env | sort; pwd; test -d "$RT_OUTPUT"', workdir="sub/dir")
+    assert f"RT_DATASET={tmp_path}/root/data/{'d' * 64}/tree" in out
+    assert f"RT_METRICS={tmp_path}/work/metrics.jsonl" in out
+    assert "RT_ATTEMPT=2" in out and "RT_TRY=3" in out
+    assert out.strip().endswith("work/sub/dir")
+
+
+@given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=60))
+def test_values_of_the_environment_arrive_as_they_are(value: str) -> None:
+    """No value of a plan is ever read as shell text."""
+    folder = Path(tempfile.gettempdir()) / "rt-script-test"  # one for all examples: only empty folders are made there
+    assert run_script(folder, 'printf %s "$VALUE"', env={"VALUE": value}) == value
+
+
+@pytest.mark.parametrize("path", ['a"b', "a$(touch x)b", "a`b", "a\\b", "with space"])
+def test_a_working_folder_with_an_odd_name(tmp_path: Path, path: str) -> None:
+    """A recipe's folder name is a name, whatever is in it."""
+    assert run_script(tmp_path, "pwd", workdir=path).strip() == f"{tmp_path}/work/{path}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_lines_are_whole_however_they_arrive() -> None:
+    """Any cut of the bytes gives the same lines; a carriage return ends one, as a progress bar's update does."""
+    data = "step 1\rstep 2\r\nö\n\nlast".encode()
+    for cut in range(len(data) + 1):
+        reader = LineReader()
+        assert [*reader.feed(data[:cut]), *reader.feed(data[cut:])] == ["step 1", "step 2", "ö"]
+
+
+def test_numbers_and_progress_out_of_a_line() -> None:
+    """Named groups become numbers; progress is the share of the total; what is no number is left out."""
+    reader = PatternReader(
+        [Pattern(regex=r"step (?P<step>\d+)/(?P<total>\d+)", kind="progress"), Pattern(regex=r"loss (?P<loss>\S+)")]
+    )
+    assert reader.read("step 3/12 loss 0.5") == {"step": 3, "total": 12, "progress": 0.25, "loss": 0.5}
+    assert reader.read("loss nan") == {}
+    assert reader.read("nothing here") == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        (b'{"step": 1, "loss": 0.5}', {"step": 1.0, "loss": 0.5}),
+        (b'{"loss": NaN, "a": true, "b": [1], "c": "x", "d": "2"}', {"d": 2.0}),
+        (b"not json", {}),
+        (b"[1]", {}),
+        (b'{"x": ' + b"9" * 5000 + b"}", {}),
+        (b"\xff\xfe", {}),
+    ],
+)
+def test_a_line_of_a_metrics_file(line: bytes, values: dict[str, float]) -> None:
+    """Only finite numbers of a flat object count; anything else from a rented machine is ignored."""
+    assert read_json_line(line) == values
+
+
+# --------------------------------------------------------------------------------------------------------------- identity
+
+
+def test_a_dead_holder_is_told_from_a_live_one() -> None:
+    """Only a process of this machine that is provably gone counts as dead; a reused pid is another process."""
+    with subprocess.Popen(["true"]) as process:
+        pid = process.pid
+    machine = holder().partition("#")[0]
+    assert not is_dead(holder())
+    assert is_dead(f"{machine}#{pid}.123")
+    assert is_dead(f"{machine}#{os.getpid()}.123")
+    assert not is_dead("elsewhere/0123/1#1.1")
+    assert not is_dead("nonsense")
