@@ -80,8 +80,8 @@ def run_script(folder: Path, run: str, **step: object) -> str:
     job = Job(id=JobId("j1"), name="j1", plan=plan, driver="local", created_at=NOW, inputs=(given_input,))
     text = step_script(job, Attempt(number=2, label="l", started_at=NOW), plan_step, StepRun(name="s", number=3))
     environment = {"PATH": os.environ["PATH"], "RT_ROOT": str(folder / "root"), "RT_WORK": str(folder / "work")}
-    done = subprocess.run(["sh"], input=text, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
+    done = subprocess.run(["sh"], input=text.encode(), env=environment, capture_output=True, check=True)
+    return done.stdout.decode()
 
 
 def test_a_step_finds_everything_in_its_environment(tmp_path: Path) -> None:
