@@ -35,10 +35,14 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class FindInstance:
-    """List what carries the attempt's label. Fills ``instances``. ``round`` makes each look a new wish."""
+    """List what carries the attempt's label. Fills ``instances``.
+
+    ``after`` is the time of the last listing: each one that comes in makes the next look a new wish, and one that takes long is not
+    cut short by the next.
+    """
 
     label: str
-    round: int = 0
+    after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ class Seen:
     offer: Offer | None = None
     created: Instance | None = None  # the reply to Create
     creating: bool = False  # a Create of ours is under way
+    answered_at: datetime | None = None  # when it ended, well or not
     instances: tuple[Instance, ...] | None = None
     instances_at: datetime | None = None
     host: HostFacts | None = None

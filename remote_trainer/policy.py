@@ -22,6 +22,7 @@ class Policy:
     transfer_timeout_s: float = 6 * 3600.0
     fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded
     fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left
+    stop_timeout_s: float = 900.0  # after a step's own grace: a host that does not confirm its end by then is given up
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
     lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
@@ -75,8 +76,11 @@ def job_cost(job: Job, now: datetime) -> Decimal:
     return sum((attempt_cost(attempt, now) for attempt in job.attempts), Decimal(0))
 
 
+_HOURS_MAX = 24.0 * 3660  # ten years: dates end somewhere
+
+
 def deadline(job: Job) -> datetime | None:
     """Return when ``max_hours`` is over: counted from the first attempt's start."""
     if not job.attempts or not job.limits.max_hours:
         return None
-    return job.attempts[0].started_at + timedelta(hours=job.limits.max_hours)
+    return job.attempts[0].started_at + timedelta(hours=min(_HOURS_MAX, job.limits.max_hours))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from remote_trainer.effects import (
     ChooseOffer,
     CleanHost,
     Create,
-    Destroy,
-    Effect,
     FindCheckpoint,
-    FindInstance,
     PrepareHost,
     ShipInputs,
 )
@@ -21,19 +18,23 @@ from remote_trainer.lifecycle.rules import (
     Moment,
     again,
     current,
+    destroy,
     gone,
     hopeless,
     judged,
-    limit_at,
     look,
     move,
     new_attempt,
+    ours,
     overrun,
     put,
     release,
+    settled_at,
     soon,
+    surplus,
     verdict_of,
     wish,
+    within,
 )
 from remote_trainer.model import (
     Instance,
@@ -83,9 +84,16 @@ def provisioning(job: Job, moment: Moment) -> Decision:
     if attempt.instance.state is not InstanceState.READY:
         return _booting(job, moment, attempt.instance)
     if seen.host is None:
-        return wish(job, moment, PrepareHost(attempt.label), wake_at=limit_at(job, moment))
+        if gone(job, moment):
+            return release(job, moment, Verdict.LOST, Reason.INSTANCE_GONE, "the provider says that the instance is gone")
+        wishes = (PrepareHost(attempt.label), look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))
+        return wish(job, moment, *wishes, wake_at=_provisioned_by(job, moment))
     pinned = replace(attempt.instance, host_key=attempt.instance.host_key or seen.host.host_key)
     return again(move(put(job, replace(attempt, facts=seen.host, instance=pinned)), P.TRANSFERRING, moment.now))
+
+
+def _provisioned_by(job: Job, moment: Moment) -> datetime | None:
+    return soon(job, moment, within(current(job).started_at, moment.policy.provision_timeout_s))
 
 
 def _renting(job: Job, moment: Moment) -> Decision:
@@ -96,24 +104,28 @@ def _renting(job: Job, moment: Moment) -> Decision:
         return again(put(job, replace(attempt, instance=found)))
     if attempt.requested_at is None:
         if seen.offer is None:
-            return wish(job, moment, ChooseOffer(), wake_at=limit_at(job, moment))
+            return wish(job, moment, ChooseOffer(), wake_at=_provisioned_by(job, moment))
         asked = replace(attempt, offer=seen.offer, requested_at=moment.now)
         return Decision(job=put(job, asked), effects=(Create(attempt.label),))
     if moment.abilities.borrowed:
-        return wish(job, moment, Create(attempt.label))  # nothing is rented: asking again is free
-    settled = attempt.requested_at + timedelta(seconds=moment.abilities.visibility_lag_s + moment.policy.lag_margin_s)
-    if seen.instances is not None and seen.instances_at is not None and seen.instances_at >= settled and not seen.creating:
+        return wish(job, moment, Create(attempt.label), wake_at=_provisioned_by(job, moment))  # asking again is free
+    if seen.instances is not None and _shows_everything(job, moment):
         return again(put(job, replace(attempt, offer=None, requested_at=None)))
-    again_now = FindInstance(attempt.label, round=int((moment.now - attempt.requested_at).total_seconds() // 5))
-    return wish(job, moment, again_now, wake_at=moment.now + timedelta(seconds=5))
+    return wish(job, moment, look(job, moment, 5.0), wake_at=moment.now + timedelta(seconds=5))
+
+
+def _shows_everything(job: Job, moment: Moment) -> bool:
+    """Is the last listing late enough to show whatever we have asked for, and nothing of it still on its way?"""
+    seen_at = moment.seen.instances_at
+    return seen_at is not None and seen_at >= settled_at(job, moment) and not moment.seen.creating
 
 
 def _booting(job: Job, moment: Moment, instance: Instance) -> Decision:
     """The instance is there and not ready yet: keep looking."""
-    now_seen = next((one for one in moment.seen.instances or () if one.id == instance.id), None)
+    now_seen = ours(job, moment)
     if now_seen is not None and now_seen.state is not instance.state:
         return again(put(job, replace(current(job), instance=replace(now_seen, host_key=instance.host_key))))
-    if instance.state is InstanceState.BROKEN or gone(job, moment):
+    if instance.state in (InstanceState.BROKEN, InstanceState.STOPPED) or gone(job, moment):
         message = f"instance {instance.id} will not become ready: {instance.message or 'the provider dropped it'}"
         return release(job, moment, Verdict.LOST, Reason.PROVISIONING_FAILED, message)
     return wish(job, moment, look(job, moment, 5.0), wake_at=moment.now + timedelta(seconds=5))
@@ -134,10 +146,10 @@ def transferring(job: Job, moment: Moment) -> Decision:
         message = f"inputs not on the host within {moment.policy.transfer_timeout_s:g} s" + (f": {job.note}" if job.note else "")
         return release(job, moment, Verdict.LOST, Reason.TRANSFER_FAILED, message)
     if not seen.resume_known:
-        return wish(job, moment, FindCheckpoint(), wake_at=limit_at(job, moment))
+        return wish(job, moment, FindCheckpoint(), wake_at=soon(job, moment, within(job.since, moment.policy.transfer_timeout_s)))
     if not seen.shipped:
-        wishes: list[Effect | None] = [ShipInputs(attempt.label, seen.resume), look(job, moment, moment.policy.instance_poll_s)]
-        return wish(job, moment, *wishes, wake_at=soon(job, moment))
+        wishes = (ShipInputs(attempt.label, seen.resume), look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))
+        return wish(job, moment, *wishes, wake_at=soon(job, moment, within(job.since, moment.policy.transfer_timeout_s)))
     first = StepRun(name=job.plan.steps[0].name, number=1, started_at=moment.now)
     running = replace(attempt, restored=seen.resume, executing_at=moment.now, steps=(first,))
     return again(move(put(job, running), P.EXECUTING, moment.now))
@@ -153,7 +165,7 @@ def releasing(job: Job, moment: Moment) -> Decision:
         nothing_there = attempt.instance is None or attempt.facts is None
         if nothing_there or seen.cleaned or moment.after(attempt.releasing_at, moment.policy.release_grace_s):
             return _finish(job, moment)
-        return wish(job, moment, CleanHost(attempt.label), wake_at=moment.now + timedelta(seconds=moment.policy.release_grace_s))
+        return wish(job, moment, CleanHost(attempt.label), wake_at=within(attempt.releasing_at, moment.policy.release_grace_s))
     return _returning(job, moment)
 
 
@@ -162,16 +174,13 @@ def _returning(job: Job, moment: Moment) -> Decision:
     attempt, seen = current(job), moment.seen
     if attempt.requested_at is None and attempt.instance is None:
         return _finish(job, moment)  # nothing was ever asked for
-    lag = timedelta(seconds=moment.abilities.visibility_lag_s + moment.policy.lag_margin_s)
-    asked = attempt.requested_at or attempt.started_at
     fresh = seen.instances_at is not None and attempt.releasing_at is not None and seen.instances_at >= attempt.releasing_at
-    settled = attempt.instance is not None or (seen.instances_at is not None and seen.instances_at >= asked + lag)
-    if fresh and settled and seen.instances == ():
+    if fresh and _shows_everything(job, moment) and seen.instances == ():
         return _finish(job, moment)
-    round_ = int((moment.now - (attempt.releasing_at or moment.now)).total_seconds() // 5)
-    there = seen.instances if seen.instances else ((attempt.instance,) if attempt.instance and seen.instances is None else ())
-    wishes: list[Effect] = [Destroy(attempt.label, one.id, round_) for one in there]
-    decision = wish(job, moment, *wishes, FindInstance(attempt.label, round_), wake_at=moment.now + timedelta(seconds=5))
+    known = (attempt.instance, seen.created, *(seen.instances or ()))
+    there = dict.fromkeys(one.id for one in known if one is not None and one.label == attempt.label)
+    wishes = (*(destroy(job, moment, one) for one in there), look(job, moment, 5.0))
+    decision = wish(job, moment, *wishes, wake_at=moment.now + timedelta(seconds=5))
     if moment.after(attempt.releasing_at, 300) and not decision.job.note:
         note = "the instance is not observed gone yet: it may still cost money"
         return replace(decision, job=replace(decision.job, note=note))

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import (
+    Destroy,
     Effect,
     FindInstance,
     Seen,
@@ -19,6 +20,8 @@ from remote_trainer.effects import (
 from remote_trainer.errors import InvariantBroken
 from remote_trainer.model import (
     Attempt,
+    Instance,
+    InstanceState,
     Job,
     Phase,
     Reason,
@@ -160,7 +163,7 @@ def limit_at(job: Job, moment: Moment) -> datetime | None:
     attempt = job.attempt
     if job.limits.max_cost and attempt is not None and attempt.offer is not None and attempt.offer.price_per_hour:
         left = max(job.limits.max_cost - choices.job_cost(job, moment.now), job.limits.max_cost / 10**6)
-        times.append(moment.now + timedelta(hours=float(left / attempt.offer.price_per_hour)))
+        times.append(moment.now + timedelta(hours=min(24.0, float(left / attempt.offer.price_per_hour))))
     return min(times, default=None)
 
 
@@ -178,27 +181,60 @@ def verdict_of(trouble: Trouble) -> Verdict:
     return Verdict.FAILED if trouble.severity is Severity.FATAL else Verdict.LOST
 
 
+def ours(job: Job, moment: Moment) -> Instance | None:
+    """Return our instance as the newest listing shows it, None if that is unknown or it is not listed."""
+    mine = current(job).instance
+    return next((found for found in moment.seen.instances or () if mine is not None and found.id == mine.id), None)
+
+
+def settled_at(job: Job, moment: Moment) -> datetime:
+    """Return from when on a listing shows whatever our request may have made."""
+    attempt, answered_at = current(job), moment.seen.answered_at
+    lag_s = moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
+    asked_at = attempt.requested_at or attempt.started_at
+    return (max(asked_at, answered_at) if answered_at else asked_at) + timedelta(seconds=lag_s)
+
+
 def gone(job: Job, moment: Moment) -> bool:
-    """Does a complete listing, later than the lag allows, lack our instance?"""
+    """Does a complete listing, later than the lag allows, lack our instance, or show that it was stopped for good?"""
     attempt, seen = current(job), moment.seen
     if attempt.instance is None or attempt.instance.borrowed or seen.instances is None or seen.instances_at is None:
         return False
-    believed = attempt.requested_at is None or seen.instances_at >= attempt.requested_at + timedelta(
-        seconds=moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
-    )
-    return believed and not any(found.id == attempt.instance.id for found in seen.instances)
+    found = ours(job, moment)
+    if found is not None:
+        return found.state in (InstanceState.STOPPED, InstanceState.BROKEN)
+    return seen.instances_at >= settled_at(job, moment)
 
 
 def look(job: Job, moment: Moment, every_s: float) -> FindInstance | None:
-    """Return the wish to list our instances, one new wish every so often; none for borrowed machines."""
-    attempt = current(job)
-    if moment.abilities.borrowed:
+    """Return the wish to list our instances when the last listing is that old; none for borrowed machines."""
+    seen_at = moment.seen.instances_at
+    if moment.abilities.borrowed or (seen_at is not None and 0 <= (moment.now - seen_at).total_seconds() < every_s):
         return None
-    start = attempt.requested_at or attempt.started_at
-    return FindInstance(attempt.label, round=int((moment.now - start).total_seconds() // every_s))
+    return FindInstance(current(job).label, seen_at)
 
 
-def soon(job: Job, moment: Moment) -> datetime | None:
-    """Return when a running job needs a look although nothing happened: a limit, or the next listing of a rented instance."""
+def surplus(job: Job, moment: Moment) -> tuple[Destroy, ...]:
+    """Return the wish to end what carries our label beside our instance: a request that was given up took effect after all."""
+    mine = current(job).instance
+    if mine is None or mine.borrowed:
+        return ()
+    return tuple(destroy(job, moment, found.id) for found in moment.seen.instances or () if found.id != mine.id)
+
+
+def destroy(job: Job, moment: Moment, instance_id: str) -> Destroy:
+    """Return the wish to end an instance; asked again every half minute that it is still listed."""
+    attempt = current(job)
+    return Destroy(attempt.label, instance_id, round=int((moment.now - attempt.started_at).total_seconds() // 30))
+
+
+def soon(job: Job, moment: Moment, *deadlines: datetime | None) -> datetime | None:
+    """Return when a job needs a look although nothing happened: at a deadline, a limit, or the next listing of a rented instance."""
     poll = None if moment.abilities.borrowed else moment.now + timedelta(seconds=moment.policy.instance_poll_s)
-    return min(filter(None, [limit_at(job, moment), poll]), default=None)
+    times = [at for at in (limit_at(job, moment), poll, *deadlines) if at is not None]
+    return min((at for at in times if at > moment.now), default=None)
+
+
+def within(since: datetime | None, seconds: float) -> datetime | None:
+    """Return when a patience that began at ``since`` is over."""
+    return since + timedelta(seconds=seconds) if since is not None else None

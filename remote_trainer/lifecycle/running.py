@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import (
@@ -28,8 +27,10 @@ from remote_trainer.lifecycle.rules import (
     put,
     release,
     soon,
+    surplus,
     verdict_of,
     wish,
+    within,
 )
 from remote_trainer.model import (
     Job,
@@ -60,18 +61,30 @@ def executing(job: Job, moment: Moment) -> Decision:
     if run.state is StepState.EXITED:
         return _after_failure(job, moment, step, run)
     status = seen.steps.get(run.key)
-    if status is not None and status.state in (StepState.EXITED, StepState.LOST, StepState.CANCELLED):
-        if run.key in seen.drained or status.state is StepState.CANCELLED:
-            return _step_over(job, moment, step, run, status)
-    elif run.stop_at is None and (stop := _why_stop(job, moment, step, run)):
+    over = status is not None and status.state in (StepState.EXITED, StepState.LOST, StepState.CANCELLED)
+    if status is not None and over and (run.key in seen.drained or status.state is StepState.CANCELLED):
+        return _step_over(job, moment, step, run, status)
+    if moment.after(run.stop_at, step.stop_grace_s + moment.policy.stop_timeout_s):
+        return _unstopped(job, moment, run)
+    if run.stop_at is None and (stop := _why_stop(job, moment, step, None if over else run)):
         return again(_put_run(job, replace(run, stop_at=moment.now, stop_reason=stop[0], why=stop[1])))
     return _drive(job, moment, step, run, status)
+
+
+def _unstopped(job: Job, moment: Moment, run: StepRun) -> Decision:
+    """Neither the end nor the rest of the log could be had: what was asked for must happen all the same.
+
+    A rented machine is destroyed, which ends the step; on a borrowed one the supervisor's dead-man's switch does.
+    """
+    verdict = Verdict.CANCELLED if run.stop_reason is Reason.CANCELLED_BY_USER else Verdict.FAILED
+    message = f"{run.why}; the host did not confirm that step {run.key} ended" + (f": {job.note}" if job.note else "")
+    return fetch(job, moment, verdict, run.stop_reason or Reason.INTERNAL, message)
 
 
 def _drive(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status: StepStatus | None) -> Decision:
     """The step should be running, or ending: wish for everything that goes with it."""
     label = current(job).label
-    wishes: list[Effect | None] = [look(job, moment, moment.policy.instance_poll_s)]
+    wishes: list[Effect | None] = [look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment)]
     if status is None or status.state is StepState.UNKNOWN:
         # Until the host has told us anything, a stop also takes the start away; a start that was sent before is adopted.
         wishes.append(StartStep(label, run.key) if run.stop_at is None else StopStep(label, run.key, step.stop_grace_s))
@@ -79,19 +92,18 @@ def _drive(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status: St
         wishes += [FollowStep(label, run.key), CollectOutputs(label, final=False)]
         if run.stop_at is not None and status.state in (StepState.RUNNING, StepState.ORPHAN):
             wishes.append(StopStep(label, run.key, step.stop_grace_s))
-    times = [soon(job, moment)]
-    if step.timeout_s and run.started_at is not None:
-        times.append(run.started_at + timedelta(seconds=step.timeout_s))
-    future = [at for at in times if at is not None and at > moment.now]
-    return wish(job, moment, *wishes, wake_at=min(future, default=None))
+    ends = within(run.started_at, step.timeout_s) if step.timeout_s else None
+    given_up = within(run.stop_at, step.stop_grace_s + moment.policy.stop_timeout_s)
+    return wish(job, moment, *wishes, wake_at=soon(job, moment, ends, given_up))
 
 
-def _why_stop(job: Job, moment: Moment, step: PlannedStep, run: StepRun) -> tuple[Reason, str] | None:
+def _why_stop(job: Job, moment: Moment, step: PlannedStep, running: StepRun | None) -> tuple[Reason, str] | None:
+    """Return why not to go on; ``running`` is None when only the rest of the log is waited for."""
     if job.cancel_requested_at is not None:
         return Reason.CANCELLED_BY_USER, "cancelled by the user"
     if over := overrun(job, moment):
         return over
-    if step.timeout_s and moment.after(run.started_at, step.timeout_s):
+    if running is not None and step.timeout_s and moment.after(running.started_at, step.timeout_s):
         return Reason.STEP_TIMEOUT, f"step {step.name} ran longer than its timeout of {step.timeout_s:g} s"
     return None
 
@@ -105,7 +117,8 @@ def _step_over(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status
     """The supervisor gave its last word and the whole log is kept: record it and see what follows."""
     over = replace(run, state=status.state, exit_code=status.exit_code, ended_at=moment.now, log_size=status.size)
     job = _put_run(job, over)
-    if run.stop_reason is not None:
+    by_itself = status.state is StepState.EXITED and status.exit_code == 0 and not status.why  # before our stop reached it
+    if run.stop_reason is Reason.CANCELLED_BY_USER or (run.stop_reason is not None and not by_itself):
         verdict = Verdict.CANCELLED if run.stop_reason is Reason.CANCELLED_BY_USER else Verdict.FAILED
         return fetch(job, moment, verdict, run.stop_reason, run.why)
     if status.state is StepState.CANCELLED:
@@ -143,8 +156,9 @@ def _after_failure(job: Job, moment: Moment, step: PlannedStep, run: StepRun) ->
         return fetch(job, moment, Verdict.FAILED, Reason.STEP_FAILED, message)
     if moment.now >= retry_at:
         return again(_append_run(job, StepRun(name=step.name, number=run.number + 1, started_at=moment.now)))
-    waiting = replace(job, note=f"{message}; next run at {retry_at:%H:%M:%S} UTC")
-    return Decision(job=waiting, effects=(CollectOutputs(current(job).label, final=False),), wake_at=retry_at)
+    wishes = (CollectOutputs(current(job).label, final=False), look(job, moment, moment.policy.instance_poll_s))
+    waiting = wish(job, moment, *wishes, wake_at=soon(job, moment, retry_at))
+    return replace(waiting, job=replace(job, note=f"{message}; next run at {retry_at:%H:%M:%S} UTC"))
 
 
 def fetching(job: Job, moment: Moment) -> Decision:
@@ -166,7 +180,7 @@ def fetching(job: Job, moment: Moment) -> Decision:
     if trouble is not None or moment.after(attempt.fetching_at, patience) or gone(job, moment):
         return _unfetched(job, moment, trouble)
     wishes: list[Effect | None] = [CollectOutputs(attempt.label, final=True), look(job, moment, moment.policy.instance_poll_s)]
-    return wish(job, moment, *wishes, wake_at=attempt.fetching_at and attempt.fetching_at + timedelta(seconds=patience))
+    return wish(job, moment, *wishes, wake_at=soon(job, moment, within(attempt.fetching_at, patience)))
 
 
 def _unfetched(job: Job, moment: Moment, trouble: Trouble | None) -> Decision:

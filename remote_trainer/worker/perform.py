@@ -39,6 +39,7 @@ from remote_trainer.ports import Change, Driver, Spec, StepSpec, StepStatus
 from remote_trainer.worker.collect import Collector
 from remote_trainer.worker.follow import LogCopy
 from remote_trainer.worker.metrics import read_json_line
+from remote_trainer.worker.news import News
 from remote_trainer.worker.records import newest_checkpoint
 from remote_trainer.worker.script import step_script
 from remote_trainer.worker.ship import restore, ship
@@ -75,6 +76,7 @@ class Performer:
 
     def __init__(self, shop: Shop, driver: Driver, patient: Patient) -> None:
         self._shop, self._driver, self._patient = shop, driver, patient
+        self._news = News()
 
     async def perform(self, effect: fx.Effect) -> None:
         """Carry out one effect; returns when it is fulfilled."""
@@ -132,11 +134,14 @@ class Performer:
             )
             self._patient.observe(lambda seen: replace(seen, created=instance))
         finally:
-            self._patient.observe(lambda seen: replace(seen, creating=False))
+            answered_at = self._shop.clock.now()
+            self._patient.observe(lambda seen: replace(seen, creating=False, answered_at=answered_at))
 
     def _instance(self, instance_id: str) -> Instance:
-        known = (*(self._patient.seen.instances or ()), *filter(None, [self._attempt().instance]))
-        return next(instance for instance in known if instance.id == instance_id)
+        seen = self._patient.seen
+        known = (*(seen.instances or ()), *filter(None, [self._attempt().instance, seen.created]))
+        found = next((instance for instance in known if instance.id == instance_id), None)
+        return found or Instance(id=instance_id, label=self._attempt().label)  # not listed any more: the id is all it takes
 
     async def _find_instance(self, label: str) -> None:
         asked_at = self._shop.clock.now()
@@ -225,10 +230,14 @@ class Performer:
     async def _collect_on(self, label: str) -> None:
         collector = await self._collector(label)
         while True:
-            await self._shop.clock.sleep(self._shop.collect_interval_s)
-            await self._copy_metrics(label)
-            self._saw_checkpoint((await collector.collect(final=False)).checkpoint)
+            new = await self._news.wait()
+            if new.metrics:
+                await self._copy_metrics(label)
+            if new.outputs:
+                self._saw_checkpoint((await collector.collect(final=False)).checkpoint)
+            self._news.collected(new)
             self._works(fx.CollectOutputs)
+            await self._shop.clock.sleep(self._shop.collect_interval_s)
 
     async def _collect_finally(self, label: str) -> None:
         await self._copy_metrics(label)
@@ -302,9 +311,10 @@ class Performer:
         offset = (await self._shop.store.log_streams(job.id)).get(stream, 0)
         tail = await self._shop.store.read_log(job.id, stream, offset=max(0, offset - 4096), limit=4096)
         copy = LogCopy(self._shop.writer, job.id, self._patient.token, stream, job.plan, self._shop.clock.now)
-        async with (await self._host()).follow(label, key, offset) as follow:
+        host, wanted = await self._host(), job.plan.metrics_file
+        async with host.follow(label, key, offset, metrics=wanted, every_s=self._shop.collect_interval_s) as follow:
             self._works(fx.FollowStep)
-            status = await copy.run(follow, offset, tail)
+            status = await copy.run(follow, offset, tail, self._news.hear)
         self._patient.observe(lambda seen: seen.with_step(key, status, drained=True))
 
     def _works(self, kind: type[fx.Effect]) -> None:
