@@ -128,7 +128,15 @@ def _record(name: bytes, prefix: bytes, mode: int, size: int, kind: bytes) -> by
     # name, mode, owner and group, size, time; then type, no link, magic, no names, no device, prefix
     before = b"%b%07o\0%b%b%b" % (name.ljust(_NAME_BYTES, b"\0"), mode, b"0000000\0" * 2, written_size, b"00000000000\0")
     checksum = sum(name) + sum(prefix) + sum(kind) + sum(before[_NAME_BYTES:]) + sum(_MAGIC) + 8 * ord(" ")
-    return b"%b%06o\0 %b%b%b%b%b" % (before, checksum, kind, bytes(100), _MAGIC, bytes(80), prefix.ljust(_PREFIX_BYTES + 12, b"\0"))
+    return b"%b%06o\0 %b%b%b%b%b" % (
+        before,
+        checksum,
+        kind,
+        bytes(100),
+        _MAGIC,
+        bytes(80),
+        prefix.ljust(_PREFIX_BYTES + 12, b"\0"),
+    )
 
 
 def describe(chunks: Iterable[Chunk]) -> bytes:

@@ -23,7 +23,7 @@ from remote_trainer.dataset.sources import Source, open_source
 from remote_trainer.dataset.tree import Tree, blocks
 from remote_trainer.model import Chunk, Input
 
-KEEP_BELOW = 256 << 20
+KEEP_BELOW = 128 << 20
 #: A file changed this shortly before it was read may change again without its times telling (coarse clocks: 10 ms; FAT: 2 s).
 _CLOCK_GRAIN_NS = 2_000_000_000
 _MOST_THREADS = 8

@@ -69,10 +69,11 @@ class Depot:
 
     async def finish(self, given: Input, key: str) -> None:
         """Publish an input of which every chunk is verified. Idempotent. Conflict when another job took the transfer over."""
-        size = str(given.size)
+        pieces = {chunk.path: None for chunk in given.chunks if chunk.path}
         await self._call(
-            "finish", given.digest, key, str(len(given.chunks)), size, what=f"publishing {given.name}", timeout_s=_FIND_S
-        )
+            "finish", given.digest, key, str(len(given.chunks)), str(given.size),
+            stdin="".join(f"{relative(path)}\n" for path in pieces).encode(), what=f"publishing {given.name}", timeout_s=_FIND_S,
+        )  # fmt: skip
 
     async def space(self) -> tuple[int, str]:
         """Return the bytes free on the host's disk and the absolute path of the data folder."""

@@ -220,7 +220,7 @@ exactly() { # SIZE; not a byte more of stdin, which a buffering reader would tak
         { [ $(($1 % BLOCK)) -eq 0 ] || dd bs=$(($1 % BLOCK)) count=1 iflag=fullblock; } 2>/dev/null
 }
 
-verb_finish() { # DIGEST KEY CHUNKS SIZE
+verb_finish() { # DIGEST KEY CHUNKS SIZE; on stdin the paths of the files that came in pieces, which had to be writable until now
     use_digest "$1"
     if is_complete "$HOME_OF_IT"; then
         return
@@ -231,8 +231,9 @@ verb_finish() { # DIGEST KEY CHUNKS SIZE
         [ -e "$TMP/got/$_number" ] || die $EX_USAGE "chunk $_number of $DIGEST is missing"
         _number=$((_number + 1))
     done
-    # The top folder stays writable until it is renamed, which an unprivileged user may otherwise not do.
-    find "$TMP/tree" -mindepth 1 \( -type d -o -perm -200 \) -exec chmod a-w {} +
+    while IFS= read -r _path; do chmod a-w "$TMP/tree/$_path" || return; done
+    # Not the top folder before it is renamed, which an unprivileged user may not do with one that is read-only.
+    find "$TMP/tree" -mindepth 1 -type d -exec chmod a-w {} +
     true >"$TMP/uses/$2"
     say "$4" >"$TMP/size"
     say "boot $(boot_id)" >"$TMP/ok" || die $EX_NO_SPACE "cannot write $TMP/ok"
