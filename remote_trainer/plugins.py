@@ -183,17 +183,26 @@ def driver_names() -> tuple[str, ...]:
 
 def make_driver(name: str, options: Mapping[str, Any], settings: DriverSettings) -> Driver:
     """Import a driver and make one. NotFound; Conflict if two packages bring it; ConfigError for bad options or missing parts."""
+    driver: Driver = _driver_class(name)(options, settings)
+    return driver
+
+
+def driver_options(name: str) -> Mapping[str, Any]:
+    """Return the JSON Schemas of a driver's options, by name. Raises as ``make_driver``."""
+    schema: Mapping[str, Any] = _driver_class(name).option_schema.get("properties", {})
+    return schema
+
+
+def _driver_class(name: str) -> Any:
     points = [point for point in _entry_points() if point.name == name]
     if not points:
         raise _unknown("driver", name, driver_names())
     if len({point.value for point in points}) > 1:
         raise Conflict(f"the driver {name} is brought by two packages, {points[0].value} and {points[1].value}: uninstall one")
     try:
-        kind = points[0].load()
+        return points[0].load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"the driver {name} ({points[0].value}) cannot be loaded: {error}; is its extra installed?") from error
-    driver: Driver = kind(options, settings)
-    return driver
 
 
 def find_profiles(extra: Sequence[Path] = ()) -> tuple[Profile, ...]:

@@ -6,12 +6,16 @@ Rules for editing: no driver is named here.
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remote_trainer.cli import options, out
 from remote_trainer.cli.options import DriverOption, Host, Json
+from remote_trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from remote_trainer.plugins import Profile
 
 
 def register(app: typer.Typer) -> None:
@@ -23,16 +27,40 @@ def register(app: typer.Typer) -> None:
 
 
 def list_drivers(as_json: Json = False) -> None:
-    """List what --driver takes: profiles, and drivers by their own names."""
+    """List what --driver takes, profiles and drivers by their own names, with their options."""
     from remote_trainer import plugins
     from remote_trainer.config import load
 
-    profiles = plugins.find_profiles(load().drivers_path)
+    rows = [_document(profile) for profile in plugins.find_profiles(load().drivers_path)]
     if as_json:
-        rows = [{"name": p.name, "driver": p.driver, "description": p.description, "file": str(p.file or "")} for p in profiles]
         out.document({"drivers": rows})
-    else:
-        out.table(("name", "driver", "description"), [(p.name, p.driver, p.description) for p in profiles])
+        return
+    for row in rows:
+        out.line(f"{row['name']}: {row['description'] or 'driver ' + row['driver']}  {row['file']}".rstrip())
+        for key, meaning in row["options"].items():
+            preset = f" (preset: {out.value(row['preset'][key])})" if key in row["preset"] else ""
+            out.line(f"    {key}: {meaning}{preset}")
+        if row["fault"]:
+            out.line(f"    {row['fault']}")
+
+
+def _document(profile: Profile) -> dict[str, Any]:
+    from remote_trainer import plugins
+
+    options, fault = {}, None
+    try:
+        options = {key: schema.get("description", "") for key, schema in plugins.driver_options(profile.driver).items()}
+    except UsageError as error:
+        fault = str(error)
+    return {
+        "name": profile.name,
+        "driver": profile.driver,
+        "description": profile.description,
+        "file": str(profile.file or ""),
+        "preset": dict(profile.options),
+        "options": options,
+        "fault": fault,
+    }
 
 
 def check(
