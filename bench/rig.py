@@ -5,6 +5,7 @@ Rules for editing: what is measured runs as users run it (the worker is the real
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from remote_trainer import config
 from remote_trainer.service.app import App
 from tests.support import sshd as servers
 from tests.support.sshd import SshdServer
+from tests.support.sshtarget import make_keys
 
 _XDG = ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 
@@ -45,10 +47,13 @@ class Rig:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if exc[0] is not None:
+            for log in self.folder.glob("worker*.log"):
+                print(log.read_text()[-3000:], file=sys.stderr)  # why it did not get there
         for process in self.workers:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                process.wait(30)
+                process.wait(60)
         self._stack.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -87,6 +92,79 @@ class Rig:
     def app(self) -> App:
         """Open the installation, to be entered."""
         return App(config.load())
+
+
+class StandIn:
+    """The hosts of standin.py in a process of their own. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._keys = folder / "standin"
+
+    def __enter__(self) -> StandIn:
+        make_keys(self._keys)
+        command = [sys.executable, "-m", "bench.standin", str(self._keys)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._port = int(self._read())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def driver_options(self, number: int) -> dict[str, str]:
+        """What the ssh driver needs to reach one of 60,000 hosts."""
+        return {
+            "host": f"bench@127.1.{number // 250}.{number % 250 + 1}:{self._port}",
+            "identity": str(self._keys / "client_key"),
+            "host_key": " ".join((self._keys / "host_key.pub").read_text().split()[:2]),
+            "root": "/standin",
+        }
+
+    def rate(self, lines_per_s: float) -> None:
+        """Let every step write so often."""
+        self._write(f"rate {lines_per_s}")
+
+    def follows(self) -> tuple[int, int, int]:
+        """Return how many steps are followed, how many follows were begun so far, how many execs there were."""
+        self._write("follows")
+        opened, begun, execs = self._read().split()
+        return int(opened), int(begun), int(execs)
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline()
+
+
+class Usage:
+    """What a process takes of the machine, by /proc."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+
+    def cpu_s(self) -> float:
+        """User and system time so far."""
+        fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mb(self) -> float:
+        """Resident, in MB (10⁶ bytes)."""
+        status = (self._folder / "status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+
+    async def percent(self, seconds: float) -> float:
+        """Return the CPU of the next so many seconds, in per cent of one core."""
+        before, began = self.cpu_s(), time.monotonic()
+        await asyncio.sleep(seconds)
+        return (self.cpu_s() - before) / (time.monotonic() - began) * 100
 
 
 @contextlib.contextmanager

@@ -13,12 +13,11 @@ import math
 import secrets
 import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from remote_trainer.host import protocol, scripts
 from remote_trainer.host.depot import Depot, relative
-from remote_trainer.host.follow import LogFollow
+from remote_trainer.host.follow import PING_S, LogFollow
 from remote_trainer.model import HostFacts, Token
 from remote_trainer.ports import Completed, Follow, Progress, RemoteFile, StepSpec, StepStatus, Transport
 
@@ -78,18 +77,18 @@ class SupervisedHost:
         self._check(done, f"the status of {key}")
         return protocol.parse_states(_text(done), step_keys)
 
-    def follow(self, key: str, step_key: str, offset: int) -> AbstractAsyncContextManager[Follow]:
-        return self._follow(key, step_key, offset)
-
     @contextlib.asynccontextmanager
-    async def _follow(self, key: str, step_key: str, offset: int) -> AsyncIterator[Follow]:
+    async def follow(
+        self, key: str, step_key: str, offset: int, *, metrics: str = "", every_s: float = PING_S
+    ) -> AsyncIterator[Follow]:
+        ping = f"P {relative(metrics) if metrics else '-'}\n".encode()
         argv = scripts.call(self._root, "supervisor", "follow", key, step_key, str(offset))
         async with contextlib.AsyncExitStack() as stack:
             for again in (True, False):
                 channel = await stack.enter_async_context(self._transport.open(argv))
                 follow = LogFollow(channel, self._transport.address, f"{key} {step_key}", offset)
                 try:
-                    await stack.enter_async_context(follow.running())
+                    await stack.enter_async_context(follow.running(ping, min(every_s, PING_S)))
                     break
                 except protocol.NotInstalled:
                     if not again:

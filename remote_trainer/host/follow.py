@@ -14,7 +14,7 @@ from remote_trainer.errors import HostError, HostUnreachable
 from remote_trainer.host import protocol
 from remote_trainer.ports import Channel, Completed, Ended, FollowItem, Heartbeat, Output, StepStatus
 
-PING_S = 20.0  # renews the lease, too; the supervisor gives a silent follower up after 120 s
+PING_S = 20.0  # at the longest; renews the lease, too; the supervisor gives a silent follower up after 120 s
 SILENCE_S = 3 * PING_S  # without a byte, not even an answer to our pings: the far end is gone, though nobody said so
 _PIECE = 256 << 10
 _LINE = 4096  # the longest control line that makes sense
@@ -45,11 +45,11 @@ class LogFollow:
     # -- for the host
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[LogFollow]:
-        """Ping while inside; entered once the host has found the step, or raises what it says instead."""
+    async def running(self, ping: bytes, every_s: float) -> AsyncIterator[LogFollow]:
+        """Send the ping each so many seconds while inside; entered once the host has found the step, or raises what it says instead."""
         while not self._claimed:
             await self._read()
-        pinging = asyncio.create_task(self._ping(), name=f"ping {self._what}")
+        pinging = asyncio.create_task(self._ping(ping, every_s), name=f"ping {self._what}")
         try:
             yield self
         finally:
@@ -91,34 +91,34 @@ class LogFollow:
 
     def _hear(self, words: bytes) -> None:
         *lines, self._rest = (self._rest + words).split(b"\n")
-        size = None
+        beat = None
         for line in lines:
             text = line.decode(errors="replace")
             match text[:2]:
                 case "C ":
                     self._claimed = True
                 case "H ":
-                    size = protocol.number(text[2:].split(" ")[0])
+                    beat = protocol.parse_heartbeat(text[2:])
                 case "X ":
                     self._final = protocol.parse_state(text[2:])
                 case _:
                     self._said = (self._said + line + b"\n")[-_LINE:]
-        if size is not None:
-            self._note_size(size)
+        if beat is not None:
+            self._note(beat)
         if len(self._rest) > _LINE:
             raise HostError(f"{self._address} sent words without end while following {self._what}")
 
-    def _note_size(self, size: int) -> None:
+    def _note(self, beat: Heartbeat) -> None:
         """Hand on a heartbeat; bytes that the host has but does not send for a whole ping mean that its sender died."""
-        if size > self._at == self._stalled_at:
+        if beat.size > self._at == self._stalled_at:
             raise HostUnreachable(
-                f"{self._address} has {size} bytes of the log of {self._what} but stopped sending at {self._at}"
+                f"{self._address} has {beat.size} bytes of the log of {self._what} but stopped sending at {self._at}"
             )
         self._stalled_at = self._at
-        self._ready.append(Heartbeat(size))
+        self._ready.append(beat)
 
-    async def _ping(self) -> None:
+    async def _ping(self, ping: bytes, every_s: float) -> None:
         with contextlib.suppress(HostUnreachable):  # whoever iterates learns it, too
             while True:
-                await asyncio.sleep(PING_S)
-                await self._channel.write(b"P\n")
+                await asyncio.sleep(every_s)
+                await self._channel.write(ping)

@@ -21,7 +21,7 @@ from remote_trainer.errors import (
     RemoteTrainerError,
 )
 from remote_trainer.model import HostFacts, StepState
-from remote_trainer.ports import Completed, StepStatus
+from remote_trainer.ports import Completed, Heartbeat, StepStatus
 
 NOT_INSTALLED, WIPED = 71, 72  # said by our own call, where the script is missing
 NOT_YET = 74  # no claim yet: ask again with a new nonce
@@ -96,6 +96,14 @@ def parse_state(text: str) -> StepStatus:
         raise HostError(f"the host reports an end without an exit code: {text[:100]!r}")
     why = "stopping" if name == "stopping" else fields.get("why", "")
     return StepStatus(state=state, exit_code=code, size=number(fields.get("size", "0")), why=_word(why) if why else "")
+
+
+def parse_heartbeat(text: str) -> Heartbeat:
+    """Return what ``SIZE METRICS OUTPUTS`` says."""
+    match text.split():
+        case [size, metrics, outputs]:
+            return Heartbeat(number(size), number(metrics), "" if outputs == "-" else _word(outputs))
+    raise HostError(f"the host answered a ping with {text[:100]!r}")
 
 
 def parse_started(reply: str) -> StepStatus:

@@ -367,7 +367,7 @@ lacks() { die $EX_HOST_LACKS "the host lacks $*"; }
 
 # Tries everything the protocol rests on, in the very folder it will use: a network mount may refuse hard links or fsync.
 try_host() {
-    for _tool in cat date dd df grep id ln mkdir mv rm sed setsid sleep stat sync tail touch tr uname wc; do
+    for _tool in cat date dd df find grep id ln mkdir mv rm sed setsid sha256sum sleep stat sync tail touch tr uname wc; do
         have $_tool || lacks "the program $_tool"
     done
     if [ ! -r /proc/uptime ] || ! look_at $$; then lacks 'a readable /proc'; fi
@@ -764,8 +764,8 @@ verb_touch() { # JOB
 
 # --- following ------------------------------------------------------------------------------------------------------------------------
 
-# stdout: the log from byte OFFSET, raw and without end.  stderr: "C claim | state" first, "H size text" for each ping, "X state" once,
-# when the step has ended and its size is final.  stdin: "P text" pings, "A offset" acknowledges; its end ends the follower.
+# stdout: the log from byte OFFSET, raw and without end.  stderr: "C claim | state" first, "H size metrics outputs" for each ping, "X state"
+# once, when the step has ended and its size is final.  stdin: "P metrics-file" pings, "A offset" acknowledges; its end ends the follower.
 verb_follow() { # JOB STEP OFFSET
     need 3 'follow JOB STEP OFFSET' $#
     use_step "$1" "$2"
@@ -787,12 +787,25 @@ verb_follow() { # JOB STEP OFFSET
                 renew_lease
                 true >"$PINGS"
                 read_size
-                printf 'H %s %s\n' "$SIZE" "$_rest" >&2
+                read_news "$_rest"
+                printf 'H %s %s %s\n' "$SIZE" "$METRICS" "$OUTPUTS" >&2
                 ;;
             A) acknowledge "$_rest" ;;
         esac
     done
     stop_following
+}
+
+# read_news FILE -> METRICS OUTPUTS: the size of a file of the work folder, and a word that is another one after any change of the
+# output folder. Whoever compares them with the last ones need not list files, for a thousand jobs, to find that nothing happened.
+read_news() {
+    METRICS=0
+    if [ -f "$JOB/w/$1" ]; then METRICS=$(wc -c 2>/dev/null <"$JOB/w/$1") || METRICS=0; fi
+    METRICS=$((METRICS))
+    OUTPUTS=$(find "$JOB/w/output" -type f -exec stat -c '%s %Y %Z %i %n' {} + 2>/dev/null)
+    if [ -n "$OUTPUTS" ]; then OUTPUTS=$(say "$OUTPUTS" | sha256sum); fi
+    OUTPUTS=${OUTPUTS%% *}
+    OUTPUTS=${OUTPUTS:--}
 }
 
 # A worker that takes over may follow before the one it replaces has got its start through.

@@ -45,9 +45,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The host is there: the log's size now."""
+    """The host is there: the log's size now, the metrics file's, and a word that is another one once an output has changed."""
 
     size: int
+    metrics: int = 0
+    outputs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,13 @@ class Host(Protocol):
         """Return the state of steps in one round trip; NONE for one never started."""
         ...
 
-    def follow(self, key: str, step_key: str, offset: int) -> AbstractAsyncContextManager[Follow]:
-        """Follow a step's log from a byte offset; claim, sizes and exit come on the same channel."""
+    def follow(
+        self, key: str, step_key: str, offset: int, *, metrics: str = "", every_s: float = 20.0
+    ) -> AbstractAsyncContextManager[Follow]:
+        """Follow a step's log from a byte offset; claim, sizes and exit come on the same channel.
+
+        A Heartbeat comes each ``every_s`` seconds (some 20 at most); ``metrics`` is the file of the work folder whose size it tells.
+        """
         ...
 
     async def cancel(self, key: str, step_key: str, token: Token) -> StepStatus:

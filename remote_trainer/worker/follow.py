@@ -31,10 +31,10 @@ class LogCopy:
         self._offset = self._durable = self._acked = 0
         self._lines = LineReader()
 
-    async def run(self, follow: Follow, offset: int, tail: bytes) -> StepStatus:
+    async def run(self, follow: Follow, offset: int, tail: bytes, hear: Callable[[Heartbeat], None]) -> StepStatus:
         """Copy until the step's end and return its last word; every byte is durable then.
 
-        ``offset`` and ``tail`` are the stream's size in the store and its last bytes.
+        ``offset`` and ``tail`` are the stream's size in the store and its last bytes; ``hear`` is told of every heartbeat.
         """
         self._offset = self._durable = self._acked = offset
         self._lines = LineReader(tail.replace(b"\r", b"\n").rpartition(b"\n")[2])
@@ -44,6 +44,7 @@ class LogCopy:
                     self._put(data)
                     await self._settle(follow, _UNWRITTEN_MAX)
                 case Heartbeat():
+                    hear(item)
                     await self._settle(follow, _UNWRITTEN_MAX)
                 case Ended(status):
                     await self._settle(follow, 0)

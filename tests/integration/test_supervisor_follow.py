@@ -67,19 +67,31 @@ def test_the_end_comes_once_and_after_the_last_byte_is_written(host: Host) -> No
     assert [line for line in follower.lines if line.startswith("X ")] == [follower.line("X exited code=5 ")]
 
 
-def test_pings_are_answered_with_the_size(host: Host) -> None:
-    """H tells how much there is to come, and which ping it answers."""
+def test_pings_are_answered_with_what_is_new(host: Host) -> None:
+    """H tells how much log there is, how large the file asked for is, and another word after each change of the outputs."""
     host.begin("job", "s.1", f"printf 12345; until [ -e {host.folder}/go ]; do sleep 0.02; done; exit 3")
     host.wait_for_log("job", "s.1", b"12345")
     follower = Follower(host, "job", "s.1", 5)
     assert follower.line("C ").startswith("C n=n1 f=1 pid=")
-    follower.say("P 17 a")
-    assert follower.line("H ") == "H 5 17 a"
+    follower.say("P metrics.jsonl")
+    assert follower.line("H ") == "H 5 0 -"
+    work = host.work("job")
+    (work / "metrics.jsonl").write_text("{}\n")
+    (work / "output/samples").mkdir(parents=True)
+    (work / "output/samples/1.png").write_text("1")
+    follower.say("P metrics.jsonl")
+    first = follower.line("H 5 3 ")
+    (work / "output/samples/1.png").write_text("2 ")
+    (work / "metrics.jsonl").write_text("{}\n{}\n")
+    follower.say("P metrics.jsonl")
+    assert follower.line("H 5 6 ").split()[3] not in ("-", first.split()[3])
     follower.say("nonsense")
     follower.say("A nonsense")
     follower.say("A 3$(id)")
-    follower.say("P 18")
-    follower.line("H 5 18")
+    (work / "metrics.jsonl").unlink()
+    (work / "metrics.jsonl").mkdir()
+    follower.say("P output/samples/1.png")
+    follower.line("H 5 2 ")
     (host.folder / "go").touch()
     assert follower.to_the_end() == b""
     assert follower.process.returncode == 0

@@ -15,7 +15,8 @@ from tests.integration.supervisor_host import KINDS, RECORD_START, SUPERVISOR, F
 
 pytestmark = pytest.mark.shells
 
-TOOLS = "cat date dd df grep id ln mkdir mv rm sed sleep stat sync tail touch tr uname wc"  # all that is needed, but for setsid
+# All that is needed, but for setsid.
+TOOLS = "cat date dd df find grep id ln mkdir mv rm sed sha256sum sleep stat sync tail touch tr uname wc"
 
 
 @pytest.fixture(params=KINDS, ids=str)
