@@ -1,0 +1,1 @@
+"""Whole lives of jobs in a simulated world."""
