@@ -5,12 +5,11 @@ Rules for editing: inspect reads and never writes.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remote_trainer.cli import out
+from remote_trainer.cli import out, session
 from remote_trainer.cli.options import Json
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def inspect(source: SourceArgument, as_json: Json = False) -> None:
     """Count files, formats and sizes; find images without captions, duplicates, and corrupt images (exit code 4)."""
     from remote_trainer.dataset.inspect import inspect as examine
 
-    report = asyncio.run(examine(source))
+    report = session.wait_for(examine(source))
     if as_json and not report.corrupt:
         out.document(_document(report))
     elif not as_json:
@@ -44,7 +43,7 @@ def pack(source: SourceArgument, as_json: Json = False) -> None:
     from remote_trainer.config import load
     from remote_trainer.service.preview import pack_dataset
 
-    packed = asyncio.run(pack_dataset(load(), source))
+    packed = session.wait_for(pack_dataset(load(), source))
     if as_json:
         out.document(
             {

@@ -5,12 +5,11 @@ Rules for editing: no driver is named here.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remote_trainer.cli import options, out
+from remote_trainer.cli import options, out, session
 from remote_trainer.cli.options import DriverOption, Host, Json
 from remote_trainer.errors import UsageError
 
@@ -84,7 +83,7 @@ def check(
         finally:
             await driver.close()
 
-    answer = asyncio.run(work())
+    answer = session.wait_for(work())
     if as_json:
         out.document({"name": name, "driver": profile.driver, "ok": True, "answer": answer})
     else:

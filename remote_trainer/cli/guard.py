@@ -25,6 +25,10 @@ PIPE_CLOSED = 141  # as shells say SIGPIPE
 _ParserError: Any = typer.BadParameter.__mro__[1]
 
 
+class Interrupted(Exception):
+    """The user pressed Ctrl-C where nothing is left to be said about a job."""
+
+
 def run(app: typer.Typer, program: str) -> NoReturn:
     """Run the command line of this process and exit."""
     for stream in (sys.stdout, sys.stderr):
@@ -44,7 +48,7 @@ def _run(app: typer.Typer, program: str) -> int:
     try:
         returned = app(prog_name=program, standalone_mode=False)
         return returned if isinstance(returned, int) else 0
-    except (typer.Abort, KeyboardInterrupt):
+    except (Interrupted, typer.Abort, KeyboardInterrupt):
         return _tell("Interrupted", "interrupted", INTERRUPTED)
     except _ParserError as error:
         if error.format_message().startswith("Usage:"):  # a noun without a verb: its help says what is missing

@@ -5,11 +5,9 @@ Rules for editing: nothing is changed on the machine but that the embedded store
 
 from __future__ import annotations
 
-import asyncio
-
 import typer
 
-from remote_trainer.cli import out
+from remote_trainer.cli import out, session
 from remote_trainer.cli.options import Json
 from remote_trainer.errors import ConfigError
 
@@ -25,7 +23,7 @@ def doctor(as_json: Json = False) -> None:
     from remote_trainer.config import load
     from remote_trainer.service.doctor import examine
 
-    findings = asyncio.run(examine(load()))
+    findings = session.wait_for(examine(load()))
     wrong = [finding.question for finding in findings if finding.ok is False]
     if as_json and not wrong:
         out.document({"findings": [{"question": f.question, "ok": f.ok, "answer": f.answer} for f in findings]})

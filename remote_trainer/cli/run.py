@@ -5,7 +5,6 @@ Rules for editing: the function's arguments are the documented options (docs/cli
 
 from __future__ import annotations
 
-import asyncio
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -70,7 +69,7 @@ def run_training(
     if dry_run:
         from remote_trainer.cli import plan
 
-        asyncio.run(plan.show(order, as_json=as_json))
+        session.wait_for(plan.show(order, as_json=as_json))
     else:
         session.run(lambda opened: _run(opened, order, detach=detach, as_json=as_json))
 

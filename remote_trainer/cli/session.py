@@ -6,8 +6,10 @@ Rules for editing: the only place of the command line that makes an ``App``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from remote_trainer.cli.guard import Interrupted
 
 if TYPE_CHECKING:
     from remote_trainer.service.app import App
@@ -25,4 +27,12 @@ def run(work: Callable[[App], Awaitable[T]]) -> T:
         async with App(load()) as app:
             return await work(app)
 
-    return asyncio.run(main())
+    return wait_for(main())
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Do something asynchronous that needs no opened installation. Raises Interrupted at Ctrl-C."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:  # the parser would end the program without a word
+        raise Interrupted from None

@@ -5,15 +5,13 @@ Rules for editing: what it says goes to the log (stderr), structured; stdout sta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import asyncio
+from typing import Annotated
 
 import typer
 
-from remote_trainer.cli import out, session
+from remote_trainer.cli import out
 from remote_trainer.cli.options import Json
-
-if TYPE_CHECKING:
-    from remote_trainer.service.app import App
 
 
 def register(app: typer.Typer) -> None:
@@ -29,14 +27,11 @@ def worker(
     as_json: Json = False,
 ) -> None:
     """Drive jobs until SIGTERM or Ctrl-C; trainings on their hosts go on, and the next worker takes them over."""
-    from remote_trainer import log
+    from remote_trainer import config, log
     from remote_trainer.service import background
 
-    async def work(app: App) -> None:
-        settings = app.settings
-        log.configure(settings.log_level, "json" if as_json else settings.log_format)
-        await background.run_worker(app, until_idle_s=until_idle, max_jobs=max_jobs)
-
-    session.run(work)
+    settings = config.load()
+    log.configure(settings.log_level, "json" if as_json else settings.log_format)
+    asyncio.run(background.serve(settings, until_idle_s=until_idle, max_jobs=max_jobs))
     if as_json:
         out.document({"stopped": True})

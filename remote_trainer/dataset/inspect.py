@@ -5,7 +5,6 @@ Rules for editing: blocking work in a thread; reads every byte once. Faults are 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from remote_trainer.dataset.images import SUFFIXES, Fault, Image, decode_fault, examine
 from remote_trainer.dataset.sources import open_source
+from remote_trainer.dataset.threads import Gone, in_thread
 from remote_trainer.dataset.tree import Found, Tree
 from remote_trainer.errors import DatasetError
 
@@ -52,15 +52,15 @@ class Report:
 
 async def inspect(source: str, *, outside_links: bool = False) -> Report:
     """Look into a folder, archive or bucket. DatasetError if it cannot be read; what is in it is reported, not raised."""
-    return await asyncio.to_thread(_inspect, source, outside_links)
+    return await in_thread(lambda gone: _inspect(source, outside_links, gone))
 
 
-def _inspect(source: str, outside_links: bool) -> Report:
+def _inspect(source: str, outside_links: bool, gone: Gone) -> Report:
     with open_source(source, outside_links=outside_links).tree() as tree:
         files = sorted((found for found in tree.found.values() if not found.entry.folder), key=lambda found: found.entry.path)
         pictures = [found for found in files if _suffix(found) in SUFFIXES]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            looks = list(pool.map(_look, pictures))
+            looks = list(pool.map(lambda found: _look(found, gone), pictures))
         whole = [look.image for look in looks if look.image]
         missing, empty = _captions(pictures, tree)
         return Report(
@@ -87,7 +87,8 @@ class _Look:
     fault: str = ""
 
 
-def _look(found: Found) -> _Look:
+def _look(found: Found, gone: Gone) -> _Look:
+    gone.check()
     path = found.entry.path
     try:
         data = Path(found.place).read_bytes()

@@ -9,7 +9,6 @@ Rules for editing: blocking work in threads; no asyncio beyond the way in.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import time
@@ -20,6 +19,7 @@ from dataclasses import replace
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.manifest import Part, digest_of, lay_out
 from remote_trainer.dataset.sources import Source, open_source
+from remote_trainer.dataset.threads import Gone, in_thread
 from remote_trainer.dataset.tree import Tree, blocks
 from remote_trainer.model import Chunk, Input
 
@@ -34,10 +34,11 @@ async def pack(source: str, cache: Cache, *, name: str = "dataset", outside_link
 
     ``outside_links`` follows links that leave the folder. DatasetError says what is wrong with which file.
     """
-    return await asyncio.to_thread(_pack, open_source(source, outside_links=outside_links), cache, name)
+    opened = open_source(source, outside_links=outside_links)
+    return await in_thread(lambda gone: _pack(opened, cache, name, gone))
 
 
-def _pack(source: Source, cache: Cache, name: str) -> Input:
+def _pack(source: Source, cache: Cache, name: str, gone: Gone) -> Input:
     started_ns = time.time_ns()
     signature = source.signature()
     known = cache.recall(source.name, signature)
@@ -46,7 +47,7 @@ def _pack(source: Source, cache: Cache, name: str) -> Input:
     with source.tree() as tree:
         parts = lay_out(tree.entries)
         size = sum(part.size for part in parts)
-        chunks = _hash_all(parts, tree, cache if source.fleeting or size < KEEP_BELOW else None)
+        chunks = _hash_all(parts, tree, cache if source.fleeting or size < KEEP_BELOW else None, gone)
         files = sum(not entry.folder for entry in tree.entries)
         given = Input(name=name, source=source.name, digest=digest_of(chunks), size=size, files=files, chunks=chunks)
         racy = not source.fleeting and tree.newest_ns > started_ns - _CLOCK_GRAIN_NS
@@ -54,10 +55,10 @@ def _pack(source: Source, cache: Cache, name: str) -> Input:
     return given
 
 
-def _hash_all(parts: Sequence[Part], tree: Tree, cache: Cache | None) -> tuple[Chunk, ...]:
+def _hash_all(parts: Sequence[Part], tree: Tree, cache: Cache | None, gone: Gone) -> tuple[Chunk, ...]:
     threads = min(_MOST_THREADS, os.cpu_count() or 1, len(parts))
     with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
-        digests = [pool.submit(_hash, part, tree, cache) for part in parts]
+        digests = [pool.submit(_hash, part, tree, cache, gone) for part in parts]
         try:
             hashed = [digest.result() for digest in digests]
         except BaseException:
@@ -69,7 +70,8 @@ def _hash_all(parts: Sequence[Part], tree: Tree, cache: Cache | None) -> tuple[C
     )
 
 
-def _hash(part: Part, tree: Tree, cache: Cache | None) -> str:
+def _hash(part: Part, tree: Tree, cache: Cache | None, gone: Gone) -> str:
+    gone.check()
     sha256 = hashlib.sha256()
     if cache is None:
         for block in blocks(part, tree):
