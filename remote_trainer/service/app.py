@@ -26,7 +26,11 @@ class App:
         self.objects: Objects = open_objects(settings.objects_url, settings.s3)
 
     async def __aenter__(self) -> Self:
-        await self.store.migrate()
+        try:
+            await self.store.migrate()
+        except BaseException:
+            await self.store.close()
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -15,11 +16,31 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from remote_trainer import log
+from remote_trainer.config import Settings
+from remote_trainer.errors import StoreUnavailable
+from remote_trainer.policy import backoff_s
 from remote_trainer.service.app import App
 from remote_trainer.worker.loop import Worker
+from remote_trainer.worker.notify import notify
+
+_log = log.get()
 
 #: How long a background worker stays when it has nothing to do, seconds.
 IDLE_S = 300.0
+
+
+async def serve(settings: Settings, *, until_idle_s: float | None = None, max_jobs: int | None = None) -> None:
+    """Open the installation and work; a job store that is down is waited for, as a service may start before its database."""
+    for failures in itertools.count(1):
+        try:
+            async with App(settings) as app:
+                await run_worker(app, until_idle_s=until_idle_s, max_jobs=max_jobs)
+                return
+        except StoreUnavailable as error:
+            _log.warning("training.worker", action="store_unavailable", failures=failures, error=str(error))
+        notify("STATUS=waiting for the job store", "EXTEND_TIMEOUT_USEC=60000000")
+        await asyncio.sleep(backoff_s(failures, base_s=0.5, max_s=10.0))
 
 
 async def run_worker(app: App, *, until_idle_s: float | None = None, max_jobs: int | None = None) -> None:
@@ -50,9 +71,9 @@ def ensure_worker(app: App) -> bool:
     if lock is None:
         return False
     lock.close()
-    log = app.settings.state_dir / "worker.log"
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(log, "ab", opener=_private) as output:
+    path = app.settings.state_dir / "worker.log"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(path, "ab", opener=_private) as output:
         subprocess.Popen(
             [sys.executable, "-m", "remote_trainer", "worker", "--until-idle", f"{IDLE_S:g}"],
             stdin=subprocess.DEVNULL,

@@ -75,9 +75,9 @@ class Collector:
         HostUnreachable when the way to the host breaks, ObjectsUnavailable when the object store is down: nothing is lost, call again.
         DigestMismatch at the end for a file that does not stop changing.
         """
-        await self._remember()
+        outage = await self._remember()
         for _ in range(_ROUNDS if final else 1):
-            done = await self._round(settled_s=0.0 if final else SETTLED_S)
+            done = await self._round(_Round(outage=outage), settled_s=0.0 if final else SETTLED_S)
             if not done.changed:
                 break
         if done.outage:
@@ -91,13 +91,12 @@ class Collector:
 
     # -- one round
 
-    async def _round(self, *, settled_s: float) -> _Round:
+    async def _round(self, this: _Round, *, settled_s: float) -> _Round:
         globs = wanted_globs(self.outputs)
         listing = await self.host.outputs(self.label, globs, settled_s=settled_s) if globs else ()
         units, refused = arrange(self.outputs, listing)
         for path in refused:
             _log.warning(log.event("fetching"), action="output_refused", path=repr(path)[:200])
-        this = _Round()
         for unit in reversed([unit for unit in units if recorded(unit.output)]):  # the newest first: the host may vanish
             if not self._vanishing(unit) and await self._keep_all(unit.output, unit.files, this):
                 await self._record(unit)
@@ -222,24 +221,28 @@ class Collector:
 
     # -- what is there
 
-    async def _remember(self) -> None:
-        """Ask the object store, once, what an earlier worker has kept of this attempt."""
+    async def _remember(self) -> ObjectsUnavailable | None:
+        """Ask the object store, once, what an earlier worker has kept of this attempt; return why it cannot be asked now."""
         if self._kept is not None:
-            return
+            return None
         prefix, kept = records.files_prefix(self.tenant, self.job_id, self.attempt), {}
-        async for each in self.objects.list(prefix):
-            path = each.key.removeprefix(prefix)
-            if place := locate(self.outputs, path):
-                kept[path] = self._artifact(place[0], path, each.size, each.sha256)
-        async for record in records.records(self.objects, self._records_prefix):
-            if all(kept.get(artifact.path) == artifact for artifact in record.artifacts):
-                self._records[record.output, record.unit] = record
+        try:
+            async for each in self.objects.list(prefix):
+                path = each.key.removeprefix(prefix)
+                if place := locate(self.outputs, path):
+                    kept[path] = self._artifact(place[0], path, each.size, each.sha256)
+            async for record in records.records(self.objects, self._records_prefix):
+                if all(kept.get(artifact.path) == artifact for artifact in record.artifacts):
+                    self._records[record.output, record.unit] = record
+        except ObjectsUnavailable as error:
+            return error
         self._kept = kept
+        return None
 
     @property
     def _known(self) -> dict[str, Artifact]:
-        assert self._kept is not None, "ask the object store first"
-        return self._kept
+        """By path, what the object store holds; nothing as long as it could not be asked, which costs fetching a file again."""
+        return {} if self._kept is None else self._kept
 
     def _artifacts(self) -> tuple[Artifact, ...]:
         """Return what counts: files of recorded units, and files that count by themselves."""

@@ -38,21 +38,6 @@ PATIENCE_S = 60.0
 #: The heavy rounds that are too long for every run.
 LONG = bool(os.environ.get("REMOTE_TRAINER_TEST_LONG"))
 
-_WORKER = """\
-import asyncio
-from remote_trainer import config, log
-from remote_trainer.service.app import App
-from remote_trainer.service.background import run_worker
-
-async def main():
-    settings = config.load()
-    log.configure("info", "json")
-    async with App(settings) as app:
-        await run_worker(app)
-
-asyncio.run(main())
-"""
-
 # Two steps, so that what follows a step is abused too. Each start is one appended line; each line goes to the record and to the log.
 _TOOL = """\
 name: NAME
@@ -161,11 +146,11 @@ class Rig:
         path = self.folder / f"worker{len(self.workers)}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER],
+                [sys.executable, "-m", "remote_trainer", "worker"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **environment},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
                 start_new_session=True,
             )
         self.workers.append(WorkerProcess(process, path))
@@ -235,10 +220,15 @@ class Rig:
     async def log_has(self, job: Job, size: int, step: str = "second.1", attempt: int = 1) -> None:
         """Wait until that many bytes of a step's log are readable in the store."""
         stream = log_stream(attempt, step)
-        async with asyncio.timeout(PATIENCE_S), contextlib.aclosing(self.app.store.watch(job.id)) as wakes:
-            async for _ in wakes:
-                if (await self.app.store.log_streams(job.id)).get(stream, 0) >= size:
-                    return
+        try:
+            async with asyncio.timeout(PATIENCE_S), contextlib.aclosing(self.app.store.watch(job.id)) as wakes:
+                async for _ in wakes:
+                    if (await self.app.store.log_streams(job.id)).get(stream, 0) >= size:
+                        return
+        except TimeoutError:
+            there = dict(await self.app.store.log_streams(job.id))
+            seen = await self.app.store.get(job.id)
+            pytest.fail(f"{stream} of {job.id}, {seen.phase} ({seen.note}), is not {size} bytes long: {there}{self.story()}")
 
     async def log(self, job: Job, step: str = "second.1", attempt: int = 1) -> bytes:
         """Return a step's log as the store has it."""
@@ -305,7 +295,14 @@ async def installation(folder: Path, host: SshTarget, *, lease_s: float = 3.0, *
         for name in ("data", "state", "cache", "config"):
             patch.setenv(f"XDG_{name.upper()}_HOME", str(folder / name))
         # Short, so that a cut is noticed soon: what is tried here does not depend on how long things take.
-        given = {"tools_path": folder / "tools", "lease_s": lease_s, "keepalive_s": 1, "connect_timeout_s": 3, **settings}
+        given = {
+            "tools_path": folder / "tools",
+            "lease_s": lease_s,
+            "keepalive_s": 1,
+            "connect_timeout_s": 3,
+            "log_format": "json",
+            **settings,
+        }
         for name, value in given.items():
             patch.setenv(f"REMOTE_TRAINER_{name.upper()}", _text(value))
         async with App(config.load()) as app:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,16 @@ class FolderHost:
 
 
 class FlakyObjects(LocalObjects):
-    """A folder that can be down."""
+    """A folder that can be down, for writing only or altogether."""
 
-    down = False
+    down = silent = False
     puts = 0
+
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
+        if self.silent:
+            raise ObjectsUnavailable("silent")
+        async for each in super().list(prefix):
+            yield each
 
     async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
         self.puts += 1
@@ -304,17 +310,20 @@ async def test_parts_of_a_unit_that_was_never_whole(
     assert paths(result) == await stored(objects) == ["lora.bin"]
 
 
-async def test_the_object_store_is_down(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+@pytest.mark.parametrize("silent", [False, True])
+async def test_the_object_store_is_down(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, silent: bool
+) -> None:
     """While the object store is down everything is still fetched, kept in the spool, and put from there once it is back."""
     for number in range(6):
         host.write(f"samples/{number}.png", b"%d" % number)
     host.write("lora.bin")
-    objects.down = True
+    objects.down, objects.silent = True, silent
     collector = make()
     with pytest.raises(ObjectsUnavailable):
         await collector.collect(final=True)
     assert len(host.fetched) == 7
-    objects.down = False
+    objects.down = objects.silent = False
     result = await make().collect(final=True)
     assert len(host.fetched) == 7
     assert len(result.artifacts) == 7

@@ -1,0 +1,145 @@
+"""Job store and object store go away in mid-run: the job goes on on its host, is caught up, and is DONE only when all is verified."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from remote_trainer.model import Job, Phase
+from tests.support.mongo import MongoServer
+from tests.support.rig import PATIENCE_S, Rig, installation, wait_for
+from tests.support.s3 import S3Server
+from tests.support.sshd import SshdServer
+
+_LOCKER = """\
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+database.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+async def _written(rig: Rig, job: Job, step: str = "second") -> None:
+    """Wait until the host's own record of a step is there."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not list(rig.record.glob(f"*{job.id}*.{step}.log")):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_locked_sqlite_file(own_sshd: SshdServer, tmp_path: Path) -> None:
+    """Another process holds the embedded store for longer than anybody waits: the worker lives on and nothing is lost."""
+    async with installation(tmp_path / "rig", own_sshd) as rig:
+        worker = rig.worker()
+        given = [await rig.submit(lines=lines, delay_s=0.1, kb=500) for lines in (20, 120, 200)]
+        for job in given:
+            await rig.log_has(job, 1)
+        path = rig.app.settings.store_url.removeprefix("sqlite:///")
+        locker = subprocess.Popen([sys.executable, "-c", _LOCKER, path, "15"], stdout=subprocess.PIPE)
+        assert locker.stdout is not None
+        assert await asyncio.to_thread(locker.stdout.readline) == b"locked\n"
+        locker.stdout.close()
+        before = {job.id: len(rig.recorded(job)) for job in given}
+        await asyncio.to_thread(locker.wait, 30)
+        assert all(len(rig.recorded(job)) > before[job.id] for job in given), "the jobs went on meanwhile"
+        for job in given:
+            await rig.check(await rig.ended(job))
+        assert worker.process.poll() is None
+
+
+async def test_a_store_that_is_locked_at_the_start(own_sshd: SshdServer, tmp_path: Path) -> None:
+    """A worker that finds the embedded store locked waits for it."""
+    async with installation(tmp_path / "rig", own_sshd) as rig:
+        job = await rig.submit()
+        path = rig.app.settings.store_url.removeprefix("sqlite:///")
+        locker = subprocess.Popen([sys.executable, "-c", _LOCKER, path, "13"], stdout=subprocess.PIPE)
+        assert locker.stdout is not None
+        assert await asyncio.to_thread(locker.stdout.readline) == b"locked\n"
+        locker.stdout.close()
+        rig.worker()
+        await asyncio.to_thread(locker.wait, 30)
+        await rig.check(await rig.ended(job))
+
+
+async def test_a_mongo_server_that_is_killed(own_sshd: SshdServer, own_mongo: MongoServer, tmp_path: Path) -> None:
+    """The database server dies and comes back while steps run and end: the worker waits, catches up, and nothing is lost or doubled."""
+    url = own_mongo.uri.replace("/?", "/abuse?")
+    async with installation(tmp_path / "rig", own_sshd, store=url) as rig:
+        worker = rig.worker()
+        given = [await rig.submit(lines=lines, delay_s=0.1, kb=200) for lines in (10, 60, 150)]
+        for job in given:
+            await rig.log_has(job, 1)
+        own_mongo.kill()
+        before = {job.id: len(rig.recorded(job)) for job in given}
+        await asyncio.sleep(6)  # longer than the lease of 3 s
+        assert all(len(rig.recorded(job)) > before[job.id] for job in given), "the jobs went on meanwhile"
+        own_mongo.start()
+        for job in given:
+            await rig.check(await rig.ended(job))
+        assert worker.process.poll() is None
+
+
+async def test_a_mongo_server_that_is_down_at_the_start(own_sshd: SshdServer, own_mongo: MongoServer, tmp_path: Path) -> None:
+    """A worker that finds no database server waits for it and says so."""
+    url = own_mongo.uri.replace("/?", "/abuse?")
+    async with installation(tmp_path / "rig", own_sshd, store=url) as rig:
+        job = await rig.submit()
+        own_mongo.kill()
+        worker = rig.worker()
+        await asyncio.to_thread(wait_for, lambda: "store_unavailable" in worker.log, "the worker's complaint")
+        own_mongo.start()
+        await rig.check(await rig.ended(job))
+
+
+async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Callable[[str], S3Server], tmp_path: Path) -> None:
+    """Artifacts wait here while the object store is away; the job is DONE only once they are verified there."""
+    server = start_s3("ministack")
+    bucket = server.new_bucket()
+    settings = {
+        "objects": f"s3://{bucket.bucket}/kept",
+        "s3_endpoint": bucket.endpoint_url,
+        "s3_region": bucket.region,
+        "s3_key_id": bucket.access_key,
+        "s3_secret_key": bucket.secret_key,
+        "s3_ca_bundle": bucket.ca_bundle,
+    }
+    async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1, **settings) as rig:
+        rig.worker()
+        job = await rig.submit(lines=10, delay_s=0.1, kb=3000)
+        await rig.log_has(job, 1)
+        server.stop()
+        waiting = await rig.until(job, lambda seen: seen.phase is Phase.FETCHING and seen.note)
+        assert waiting.note
+        spool = rig.app.settings.state_dir / "spool"
+        sizes = {path.stat().st_size for path in spool.rglob("*") if path.is_file()}
+        assert 3000 * 1024 in sizes, "the artifact is kept here meanwhile"
+        server.start()
+        await rig.check(await rig.ended(job))
+        assert [path for path in spool.rglob("*") if path.is_file()] == []
+
+
+async def test_an_object_folder_that_cannot_be_written(own_sshd: SshdServer, tmp_path: Path) -> None:
+    """A folder of objects that is not there for a while is waited for, and the note says which."""
+    async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1) as rig:
+        rig.worker()
+        objects = Path(rig.app.settings.objects_url)
+        job = await rig.submit(lines=10, delay_s=0.1)
+        await rig.log_has(job, 1)
+        aside = objects.with_name("aside")
+        if objects.exists():
+            objects.rename(aside)
+        objects.write_text("in the way")
+        waiting = await rig.until(job, lambda seen: seen.phase is Phase.FETCHING and seen.note)
+        assert str(objects) in waiting.note
+        objects.unlink()
+        if aside.exists():
+            aside.rename(objects)
+        await rig.check(await rig.ended(job))
