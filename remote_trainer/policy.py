@@ -56,10 +56,10 @@ def fits(offer: Offer, wanted: Resources, limits: Limits) -> str:
     return ""
 
 
-def choose_offer(offers: Sequence[Offer], wanted: Resources, limits: Limits) -> Offer | None:
-    """Return the cheapest offer that fits, by price, then id; None if there is none."""
+def choose_offer(offers: Sequence[Offer], wanted: Resources, limits: Limits, tried: frozenset[str] = frozenset()) -> Offer | None:
+    """Return the cheapest offer that fits, by price, then id, those of earlier attempts last; None if there is none."""
     suitable = [offer for offer in offers if not fits(offer, wanted, limits)]
-    return min(suitable, key=lambda offer: (offer.price_per_hour, offer.id), default=None)
+    return min(suitable, key=lambda offer: (offer.id in tried, offer.price_per_hour, offer.id), default=None)
 
 
 def attempt_cost(attempt: Attempt, now: datetime) -> Decimal:

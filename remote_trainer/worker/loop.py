@@ -137,8 +137,8 @@ class Worker:
             _log.exception("training.worker", action="job_parked", job=job_id)
             await self._stopping.wait()
         finally:
-            self._runners.pop(job_id, None)
-            self._tasks.pop(job_id, None)
+            if self._runners.get(job_id) is runner:  # else we have taken the job again while this runner was ending
+                del self._runners[job_id], self._tasks[job_id]
             self._changed.set()
 
     # -- keeping them
@@ -205,9 +205,11 @@ class Worker:
             side.cancel()
         await asyncio.gather(*sides, stopping, return_exceptions=True)
         try:
-            await self._shop.writer.flush()
-            await self._shop.store.release(mine)
-        except StoreUnavailable as error:
-            _log.warning("training.worker", action="release_failed", error=str(error))
+            # Not for ever while the store is down: after that the leases have run out, and the host still has every byte.
+            async with asyncio.timeout(self._lease_s):
+                await self._shop.writer.flush()
+                await self._shop.store.release(mine)
+        except (StoreUnavailable, TimeoutError) as error:
+            _log.warning("training.worker", action="release_failed", error=str(error) or "timeout")
         await self._shop.close()
         _log.info("training.worker", action="stopped", given_back=len(mine))

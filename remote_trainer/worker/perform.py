@@ -17,7 +17,7 @@ from typing import Protocol, assert_never
 from remote_trainer import effects as fx
 from remote_trainer import log
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.errors import ConfigError, HostLacks, InvariantBroken, Permanent
+from remote_trainer.errors import ConfigError, HostLacks, InvariantBroken, Permanent, Transient
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.depot import Depot
 from remote_trainer.model import (
@@ -114,7 +114,8 @@ class Performer:
     async def _choose_offer(self) -> None:
         job = self._patient.job
         offers = await self._driver.offers(job.plan.resources)
-        offer = choose_offer(offers, job.plan.resources, job.limits)
+        tried = frozenset(attempt.offer.id for attempt in job.attempts[:-1] if attempt.offer is not None)
+        offer = choose_offer(offers, job.plan.resources, job.limits, tried)
         if offer is None:
             raise Permanent(
                 f"driver {job.driver} has no machine that fits {job.plan.resources} among {len(offers)} offers: "
@@ -129,6 +130,7 @@ class Performer:
         try:
             if offer is None:
                 raise InvariantBroken(f"{label}: a machine is to be rented and no offer was saved")
+            self._check_in_time(label)
             instance = await self._driver.create(
                 offer, Spec(image=self._patient.job.plan.image, disk_gb=resources.disk_gb), label
             )
@@ -136,6 +138,13 @@ class Performer:
         finally:
             answered_at = self._shop.clock.now()
             self._patient.observe(lambda seen: replace(seen, creating=False, answered_at=answered_at))
+
+    def _check_in_time(self, label: str) -> None:
+        """Refuse to rent long after the intent was saved: this process was paused, and others may have given the request up."""
+        asked_at = self._attempt().requested_at
+        late_s = (self._shop.clock.now() - asked_at).total_seconds() if asked_at and not self._driver.abilities.borrowed else 0.0
+        if late_s > self._shop.policy.lag_margin_s / 2:
+            raise Transient(f"{label}: {late_s:.0f} s passed before the request to rent could be sent: not sent")
 
     def _instance(self, instance_id: str) -> Instance:
         seen = self._patient.seen
@@ -285,25 +294,25 @@ class Performer:
         job, attempt = self._patient.job, self._attempt()
         run = self._run(key)
         step = next(planned for planned in job.plan.steps if planned.name == run.name)
-        spec = StepSpec(
-            key=key,
-            script=step_script(job, attempt, step, run),
-            secrets=self._secrets(job.plan, step.secrets),
-            stop_grace_s=step.stop_grace_s,
-        )
+        host = await self._host()
+        values, missing = self._secrets(job.plan, step.secrets)
+        if missing and (known := (await host.status(label, [key]))[key]).state is not StepState.NONE:
+            self._saw(key, known)  # a worker that had them has started it: it needs none of ours
+            return
+        if missing:
+            raise ConfigError(f"{job.plan.tool} needs secrets that this worker does not have: {', '.join(missing)}")
+        spec = StepSpec(key=key, script=step_script(job, attempt, step, run), secrets=values, stop_grace_s=step.stop_grace_s)
         end = deadline(job)
         left = (end - self._shop.clock.now()).total_seconds() if end else 0.0
         incarnation = attempt.facts.incarnation if attempt.facts else ""
-        host = await self._host()
         status = await host.start(label, self._patient.token, spec, incarnation=incarnation, deadman_s=max(_DEADMAN_MIN_S, left))
         self._saw(key, status)
 
-    def _secrets(self, plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
+    def _secrets(self, plan: Plan, names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+        """Return the secrets that this worker has, and the names of those without which no step can run."""
         found = {name: self._shop.find_secret(name) for name in names}
         missing = [name for name in names if name in plan.required_secrets and found[name] is None]
-        if missing:
-            raise ConfigError(f"{plan.tool} needs secrets that this worker does not have: {', '.join(missing)}")
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in found.items() if value is not None}, missing
 
     async def _follow_step(self, label: str, key: str) -> None:
         job = self._patient.job

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from remote_trainer import errors
-from remote_trainer.effects import CollectOutputs, Effect, FollowStep, PrepareHost, Severity, Trouble
+from remote_trainer.effects import CollectOutputs, Create, Effect, FollowStep, PrepareHost, Severity, Trouble
 from remote_trainer.model import Reason
 from remote_trainer.policy import Policy, backoff_s
 
@@ -55,5 +55,10 @@ def _judgement(effect: Effect, error: BaseException) -> tuple[Severity, Reason]:
         if isinstance(error, kind):
             if isinstance(effect, (FollowStep, CollectOutputs)) and isinstance(error, (errors.HostFull, errors.HostLacks)):
                 break  # the step goes on all the same; space may come back
+            if isinstance(effect, Create) and isinstance(error, errors.Permanent):
+                return (
+                    Severity.UNSUITABLE,
+                    reason,
+                )  # most often the offer was taken by somebody else: the next attempt asks for another
             return severity, reason
     return Severity.RETRY, Reason.INTERNAL

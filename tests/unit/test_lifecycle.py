@@ -26,11 +26,12 @@ from remote_trainer.model import (
     Plan,
     PlannedStep,
     Reason,
+    Resources,
     Retries,
     StepState,
     Verdict,
 )
-from remote_trainer.policy import Policy
+from remote_trainer.policy import Policy, choose_offer
 from remote_trainer.ports import Abilities, StepStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -610,3 +611,11 @@ def test_a_failed_effect_waits_for_its_time() -> None:
     assert kinds(decision) == set()
     assert decision.wake_at == NOW + timedelta(seconds=9)
     assert kinds(life.later(9)) == {"ShipInputs"}
+
+
+def test_the_next_attempt_asks_for_another_offer_where_there_is_one() -> None:
+    """An offer that an earlier attempt was lost on comes last, whatever it costs."""
+    dearer = replace(OFFER, id="o2", price_per_hour=Decimal("0.90"))
+    assert choose_offer([OFFER, dearer], Resources(), Limits()) == OFFER
+    assert choose_offer([OFFER, dearer], Resources(), Limits(), frozenset({"o1"})) == dearer
+    assert choose_offer([OFFER], Resources(), Limits(), frozenset({"o1"})) == OFFER
