@@ -13,6 +13,9 @@ from decimal import Decimal
 
 from remote_trainer.model import Attempt, Job, Limits, Offer, Resources, Retries
 
+#: Ten years: longer waits are the same as none ending, and dates end somewhere.
+FOREVER_S = 10 * 366 * 86400.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -41,7 +44,8 @@ def step_retry_at(retries: Retries, failures: int, exit_code: int, ended_at: dat
     """Return when a step that failed ``failures`` times may run again, None for never."""
     if failures > retries.max or (retries.on_exit and exit_code not in retries.on_exit):
         return None
-    return ended_at + timedelta(seconds=backoff_s(failures, base_s=retries.backoff_s, max_s=retries.backoff_max_s))
+    wait_s = backoff_s(failures, base_s=retries.backoff_s, max_s=retries.backoff_max_s)
+    return ended_at + timedelta(seconds=min(FOREVER_S, wait_s))
 
 
 def fits(offer: Offer, wanted: Resources, limits: Limits) -> str:
@@ -76,11 +80,8 @@ def job_cost(job: Job, now: datetime) -> Decimal:
     return sum((attempt_cost(attempt, now) for attempt in job.attempts), Decimal(0))
 
 
-_HOURS_MAX = 24.0 * 3660  # ten years: dates end somewhere
-
-
 def deadline(job: Job) -> datetime | None:
     """Return when ``max_hours`` is over: counted from the first attempt's start."""
     if not job.attempts or not job.limits.max_hours:
         return None
-    return job.attempts[0].started_at + timedelta(hours=min(_HOURS_MAX, job.limits.max_hours))
+    return job.attempts[0].started_at + timedelta(seconds=min(FOREVER_S, job.limits.max_hours * 3600))

@@ -71,7 +71,7 @@ class Moment:
 
     def after(self, since: datetime | None, seconds: float) -> bool:
         """Is ``since`` at least that many seconds ago?"""
-        return since is not None and self.now >= since + timedelta(seconds=seconds)
+        return since is not None and (self.now - since).total_seconds() >= seconds
 
 
 def label_of(deployment: str, job: Job, number: int) -> str:
@@ -237,4 +237,4 @@ def soon(job: Job, moment: Moment, *deadlines: datetime | None) -> datetime | No
 
 def within(since: datetime | None, seconds: float) -> datetime | None:
     """Return when a patience that began at ``since`` is over."""
-    return since + timedelta(seconds=seconds) if since is not None else None
+    return since + timedelta(seconds=min(seconds, choices.FOREVER_S)) if since is not None else None

@@ -13,8 +13,9 @@ import contextlib
 
 from remote_trainer import log
 from remote_trainer.errors import LeaseLost, RemoteTrainerError, StoreUnavailable
-from remote_trainer.model import JobId, Lease, Token
+from remote_trainer.model import Event, JobId, Lease, Token
 from remote_trainer.policy import backoff_s
+from remote_trainer.ports import Change
 from remote_trainer.worker.identity import holder, is_dead
 from remote_trainer.worker.notify import notify, watchdog_s
 from remote_trainer.worker.runner import JobRunner
@@ -132,9 +133,14 @@ class Worker:
             _log.info("training.worker", action="lease_lost", job=job_id, reason=str(error))
         except StoreUnavailable as error:
             _log.warning("training.worker", action="release_failed", job=job_id, error=str(error))
-        except Exception:  # noqa: BLE001 - the outermost frame of a job
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a job
             # A bug of ours: stay the holder, so that nobody repeats it; leave everything as it is, visible, for a human.
             _log.exception("training.worker", action="job_parked", job=job_id)
+            message = (
+                f"internal error, the job stands still and its machine is kept: {error}; look at it, then restart the worker"
+            )
+            parked = Event(at=self._shop.clock.now(), kind="fault", message=message)
+            self._shop.writer.put(Change(job_id=job_id, token=runner.token, events=(parked,)))
             await self._stopping.wait()
         finally:
             if self._runners.get(job_id) is runner:  # else we have taken the job again while this runner was ending
@@ -154,7 +160,8 @@ class Worker:
                 renewed = began
                 continue
             try:
-                async with asyncio.timeout(self._lease_s / 3):
+                left = max(1.0, renewed + self._lease_s - began)  # a store that hangs must not outlast the lease
+                async with asyncio.timeout(min(self._lease_s / 3, left)):
                     await self._renew()
                 renewed = began
             except (StoreUnavailable, TimeoutError) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -23,6 +23,7 @@ from remote_trainer.testing.sim.loop import EPOCH, VirtualClock, VirtualLoop
 from remote_trainer.testing.sim.ports import Line, SimDriver, SimHost, StoreLine
 from remote_trainer.testing.sim.store import SimStore
 from remote_trainer.testing.sim.world import World
+from remote_trainer.worker.loop import Worker
 from remote_trainer.worker.perform import Performer
 from remote_trainer.worker.runner import JobRunner
 from remote_trainer.worker.shop import Shop
@@ -140,6 +141,14 @@ class Process:
             self.tasks.pop(runner.job.id, None)
 
 
+class RealProcess(Process):
+    """The whole worker as it is shipped: intake, heartbeat, self-fencing and drain too."""
+
+    async def run(self) -> None:
+        worker = Worker(self.shop, lease_s=LEASE_S, max_jobs=4, name=self.name)
+        await worker.run()
+
+
 def make_runner(lease: Lease, shop: Shop, driver: Any) -> JobRunner:
     runner = JobRunner(lease, shop, driver)
     runner._performer = SimPerformer(shop, driver, runner)
@@ -163,20 +172,18 @@ def live(
     *,
     borrowed: bool = False,
     tell: bool = False,
-    plant: Callable[[World, SimStore], None] | None = None,
+    kind: type[Process] = Process,
 ) -> Lived:
     """Run the life of one seed; AssertionError for a promise that does not hold."""
     random.seed(seed)  # the runner's jitter
     loop = VirtualLoop()
     world = World(seed, faults, borrowed=borrowed, tell=tell)
     store = SimStore(lambda: world.now, world.saved)
-    if plant:
-        plant(world, store)
     asyncio.set_event_loop(loop)
     trouble: list[BaseException] = []
     loop.set_exception_handler(lambda _, context: trouble.append(context.get("exception") or AssertionError(context["message"])))
     try:
-        return loop.run_until_complete(_live(world, store, trouble))
+        return loop.run_until_complete(_live(world, store, trouble, kind))
     except AssertionError as error:
         raise AssertionError("\n".join([*(world.trace or ()), f"seed {seed}: {error}"])) from error
     finally:
@@ -188,10 +195,10 @@ def live(
         loop.close()
 
 
-async def _live(world: World, store: SimStore, trouble: list[BaseException]) -> Lived:
+async def _live(world: World, store: SimStore, trouble: list[BaseException], kind: type[Process]) -> Lived:
     job = a_job(world)
     store.submit(job)
-    crew = Crew(world, store)
+    crew = Crew(world, store, kind)
     crew.hire()
     crew.hire()
     chaos = [asyncio.create_task(crew.blows()), asyncio.create_task(crew.wishes(job.id))]
@@ -244,13 +251,13 @@ def _check_logs(world: World, job: Job, logs: Mapping[str, bytearray]) -> None:
 class Crew:
     """All worker processes, and the blows dealt to the world."""
 
-    def __init__(self, world: World, store: SimStore) -> None:
-        self.world, self.store = world, store
+    def __init__(self, world: World, store: SimStore, kind: type[Process]) -> None:
+        self.world, self.store, self._kind = world, store, kind
         self.all: list[asyncio.Task[None]] = []
         self.live: list[tuple[Process, asyncio.Task[None]]] = []
 
     def hire(self) -> None:
-        process = Process(self.world, self.store, f"w{len(self.all) + 1}")
+        process = self._kind(self.world, self.store, f"w{len(self.all) + 1}")
         task = asyncio.create_task(process.run())
         self.all.append(task)
         self.live.append((process, task))

@@ -29,10 +29,12 @@ from remote_trainer.testing.sim.store import SimStore
 from remote_trainer.testing.sim.world import Machine
 from remote_trainer.worker import runner, trouble
 from remote_trainer.worker.perform import Performer
-from tests.sim.crew import Lived, live
+from tests.sim.crew import Lived, Process, RealProcess, SimPerformer, live
 
 SEEDS = int(os.environ.get("RT_SEEDS", "300"))
 ONE = os.environ.get("RT_SEED")
+
+Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +45,15 @@ def _silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def lives(faults: Faults, share: float, *, borrowed: bool = False) -> list[Lived]:
+def lives(faults: Faults, share: float, *, borrowed: bool = False, kind: type[Process] = Process) -> list[Lived]:
     """Run a share of the seeds; the first that fails is run again to tell its life."""
     seeds = [int(ONE)] if ONE else range(max(1, int(SEEDS * share)))
     lived = []
     for seed in seeds:
         try:
-            lived.append(live(seed, faults, borrowed=borrowed))
+            lived.append(live(seed, faults, borrowed=borrowed, kind=kind))
         except AssertionError:
-            live(seed, faults, borrowed=borrowed, tell=True)
+            live(seed, faults, borrowed=borrowed, kind=kind, tell=True)
             raise
     return lived
 
@@ -82,14 +84,19 @@ def test_borrowed_machines() -> None:
     lives(STRICT, 0.3, borrowed=True)
 
 
+def test_the_worker_as_it_is_shipped(monkeypatch: Patch) -> None:
+    """The same under the real loop: intake, heartbeats, self-fencing and drain."""
+    monkeypatch.setattr(runner, "Performer", SimPerformer)
+    lives(STRICT, 0.05, kind=RealProcess)
+    lives(STRICT, 0.05, borrowed=True, kind=RealProcess)
+
+
 def test_a_life_can_be_lived_again() -> None:
     """One seed is one life, event by event."""
     assert live(7, CHAOS, tell=True).trace == live(7, CHAOS, tell=True).trace
 
 
 # ------------------------------------------------------------------------------------------------------------ planted bugs
-
-Patch = pytest.MonkeyPatch
 
 
 def _create_again_when_unsure(patch: Patch) -> None:

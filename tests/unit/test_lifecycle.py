@@ -572,10 +572,14 @@ def test_collecting_between_two_runs_waits_for_its_time_after_a_failure() -> Non
 @pytest.mark.parametrize("hours", [float("inf"), 1e300])
 def test_limits_beyond_all_dates_are_limits_nobody_reaches(hours: float) -> None:
     """Absurd limits and prices do not break the arithmetic of dates."""
-    life = Life(a_job(limits=Limits(max_hours=hours, max_cost=Decimal("1e9"))), RENTED)
+    retries = Retries(max=1, backoff_s=hours, backoff_max_s=hours)
+    life = Life(a_job(limits=Limits(max_hours=hours, max_cost=Decimal("1e9")), timeout_s=hours, retries=retries), RENTED)
     life.tick()
     life.see(offer=replace(OFFER, price_per_hour=Decimal("1e-9")))
     assert life.see(created=life.instance()).wake_at is not None
+    life.to_executing()
+    life.step("s1.1", StepState.RUNNING, drained=False)
+    assert life.step("s1.1", StepState.EXITED, 1).wake_at is not None
 
 
 # ----------------------------------------------------------------------------------------------------------------- rules

@@ -96,6 +96,14 @@ class StoreLine:
     async def save(self, changes: Sequence[Change]) -> frozenset[JobId]:
         return await self._send(lambda: self._store.save(changes))
 
+    async def holders(self) -> Sequence[str]:
+        return []
+
+    async def watch(self, job_id: JobId | None = None) -> AsyncIterator[None]:
+        """Wake once and never again: correctness must not depend on wakes."""
+        yield
+        await asyncio.Event().wait()
+
     async def log_streams(self, job_id: JobId) -> Mapping[str, int]:
         return await self._send(lambda: {name: len(log) for name, log in self._store.rows[job_id].logs.items()})
 
