@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -61,7 +61,7 @@ async def save(store: Store, job_id: str, token: str, count: str) -> None:
         print(number, flush=True)
 
 
-VERBS = {"claim_all": claim_all, "submit": submit, "save": save}
+VERBS: dict[str, Callable[..., Awaitable[None]]] = {"claim_all": claim_all, "submit": submit, "save": save}
 
 
 @asynccontextmanager

@@ -36,8 +36,8 @@ class Worker:
         self._runners: dict[JobId, JobRunner] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
-        self._idle = asyncio.Event()
         self._changed = asyncio.Event()
+        self._looked = asyncio.Event()  # the store was asked for jobs at least once
 
     def stop(self) -> None:
         """Begin to drain. Idempotent."""
@@ -96,6 +96,7 @@ class Worker:
             self._changed.clear()
             try:
                 await self._claim()
+                self._looked.set()
                 if self._runners:
                     await self._renew()
             except StoreUnavailable as error:
@@ -191,6 +192,7 @@ class Worker:
             await self._shop.clock.sleep(every_s)
 
     async def _stop_when_idle(self, seconds: float) -> None:
+        await self._looked.wait()
         loop = asyncio.get_running_loop()
         since = loop.time()
         while loop.time() - since < seconds:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from remote_trainer import log
 from remote_trainer.effects import NOTHING_SEEN, Create, Effect, Seen
@@ -188,29 +189,29 @@ class JobRunner:
 
 def _events(before: Job, after: Job, moment: Moment) -> list[Event]:
     """Return what a person should later read about this change."""
-    found: list[Event] = []
+    found = [Event(at=moment.now, kind=kind, message=message, data=data) for kind, message, data in _step_news(before, after)]
     if after.phase is not before.phase:
-        told = (
-            after.attempt.message
-            if after.attempt and after.attempt.verdict and not (before.attempt and before.attempt.verdict)
-            else ""
-        )
-        message = f"{before.phase} → {after.phase}" + (f": {after.message or told}" if after.message or told else "")
+        judged = after.attempt is not None and after.attempt.verdict is not None
+        news = judged and not (before.attempt is not None and before.attempt.verdict is not None)
+        why = after.message or (after.attempt.message if news and after.attempt else "")
+        message = f"{before.phase} → {after.phase}" + (f": {why}" if why else "")
         data = {"from": before.phase, "to": after.phase, "attempt": len(after.attempts)}
         found.append(Event(at=moment.now, kind="phase", message=message, data=data))
-    known = (
-        {run.key: run for run in before.attempt.steps} if before.attempt and len(before.attempts) == len(after.attempts) else {}
-    )
-    for run in after.attempt.steps if after.attempt else ():
-        old = known.get(run.key)
-        if old is None:
-            found.append(Event(at=moment.now, kind="step", message=f"step {run.key} starts", data={"step": run.key}))
-        elif run.state is not old.state:
-            code = "" if run.exit_code is None else f" with code {run.exit_code}"
-            data = {"step": run.key, "state": run.state, "exit_code": run.exit_code}
-            found.append(Event(at=moment.now, kind="step", message=f"step {run.key} {run.state}{code}", data=data))
-        elif run.stop_at is not None and old.stop_at is None:
-            found.append(Event(at=moment.now, kind="stop", message=f"stopping {run.key}: {run.why}", data={"step": run.key}))
     if after.note and after.note != before.note:
         found.append(Event(at=moment.now, kind="note", message=after.note))
     return found
+
+
+def _step_news(before: Job, after: Job) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield what became of step runs: kind, sentence, data."""
+    same = before.attempt is not None and len(before.attempts) == len(after.attempts)
+    known = {run.key: run for run in before.attempt.steps} if same and before.attempt else {}
+    for run in after.attempt.steps if after.attempt else ():
+        old = known.get(run.key)
+        if old is None:
+            yield "step", f"step {run.key} starts", {"step": run.key}
+        elif run.state is not old.state:
+            code = "" if run.exit_code is None else f" with code {run.exit_code}"
+            yield "step", f"step {run.key} {run.state}{code}", {"step": run.key, "state": run.state, "exit_code": run.exit_code}
+        elif run.stop_at is not None and old.stop_at is None:
+            yield "stop", f"stopping {run.key}: {run.why}", {"step": run.key}

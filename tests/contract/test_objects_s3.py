@@ -94,7 +94,7 @@ class TestS3Objects(ObjectsContract):
         with pytest.raises(asyncio.CancelledError):
             await task
         async with asyncio.timeout(30):
-            while await asyncio.to_thread(uploads, bucket, "some/prefix/key"):  # noqa: ASYNC110
+            while await asyncio.to_thread(uploads, bucket, "some/prefix/key"):
                 await asyncio.sleep(0.05)  # the abort is the server's to tell
 
     async def test_an_upload_left_by_a_killed_process(self, objects: S3Objects, bucket: S3Bucket, make: Make) -> None:

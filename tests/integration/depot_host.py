@@ -110,5 +110,5 @@ def content(folder: Path) -> dict[str, bytes | None]:
 
 async def until(look: Callable[[], object]) -> None:
     """Wait for a change of the host's files, of which nobody tells us; pytest's time-out bounds it."""
-    while not look():  # noqa: ASYNC110
+    while not look():
         await asyncio.sleep(0.005)

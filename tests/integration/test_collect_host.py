@@ -101,7 +101,7 @@ async def test_a_training(host: SupervisedHost, output: OutputFolder, tmp_path: 
         output.write(f"samples/{name}", name.encode() if name != "empty" else b"")
     (output.path / "samples/link.png").symlink_to("/etc/passwd")
     (output.path / "samples/folder").symlink_to("/etc")
-    while not (found := (await collecting.collect()).checkpoint) or found.unit != "checkpoints/step-10":  # noqa: ASYNC110
+    while not (found := (await collecting.collect()).checkpoint) or found.unit != "checkpoints/step-10":
         await asyncio.sleep(0.5)  # a file that has come of age sends no event
     output.write("lora.safetensors", b"at the very end")
     result = await collector(host, objects, tmp_path).collect(final=True)

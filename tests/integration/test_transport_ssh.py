@@ -297,7 +297,7 @@ async def test_push_goes_on_after_a_break(
         link.set(bytes_per_s=8_000_000)
         pushing = asyncio.create_task(transport.push([file], str(target)))
         async with asyncio.timeout(60):
-            while link.bytes_up < size // 2:  # noqa: ASYNC110 # the link counts in a thread of its own
+            while link.bytes_up < size // 2:  # the link counts in a thread of its own
                 await asyncio.sleep(0.02)
         link.reset()
         with pytest.raises(HostUnreachable):
