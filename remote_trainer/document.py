@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from remote_trainer.errors import DocumentTooNew
 from remote_trainer.model import SCHEMA, Job
@@ -44,11 +44,17 @@ def from_json(kind: type[T], text: bytes | str) -> T:
 
 
 def job_from_document(document: Mapping[str, Any]) -> Job:
-    """Return the job, or raise DocumentTooNew for one that a newer version wrote."""
+    """Return the job, or raise DocumentTooNew for one that a newer version wrote: by its number, or by values unknown here."""
     schema = int(document.get("schema", 0))
     if schema > SCHEMA:
         raise DocumentTooNew(
             f"job {document.get('id')} was written with document schema {schema}, "
             f"this program knows {SCHEMA}: upgrade remote-trainer"
         )
-    return from_document(Job, document)
+    try:
+        return from_document(Job, document)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)}))
+        raise DocumentTooNew(
+            f"job {document.get('id')} holds values that this program does not know in {fields}: upgrade remote-trainer"
+        ) from error

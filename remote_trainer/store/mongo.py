@@ -167,7 +167,11 @@ class MongoStore:
                 await self._jobs.bulk_write(wins, ordered=False)
                 won = self._jobs.find({"_id": {"$in": ids}, "claim": mark}, {"document": 1, "cancel_at": 1, "token": 1})
                 taken += await won.sort(_QUEUE).to_list()
-        return [Lease(job=_job(row), token=Token(row["token"]), holder=holder) for row in taken]
+        leases = (
+            records.lease_of(json.loads(row["document"]), row.get("cancel_at"), token=row["token"], holder=holder)
+            for row in taken
+        )
+        return [lease for lease in leases if lease is not None]
 
     async def renew(self, holder: str, leases: Mapping[JobId, Token], *, lease_s: float) -> Renewal:
         """Extend all leases in one write."""

@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from remote_trainer.document import to_document
-from remote_trainer.errors import ConfigError, InvariantBroken
-from remote_trainer.model import JobId, LogChunk, Phase
+from remote_trainer import log
+from remote_trainer.document import job_from_document, to_document
+from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken
+from remote_trainer.model import JobId, Lease, LogChunk, Phase, Token
 from remote_trainer.ports import Store
+
+_log = log.get()
 
 OPEN_PHASES = tuple(phase.value for phase in Phase if not phase.terminal)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -41,6 +44,15 @@ def from_seconds(seconds: float | None) -> datetime | None:
 def with_wish(document: Mapping[str, Any], wish: datetime | None) -> dict[str, Any]:
     """Return a stored document with the cancel wish of the store's own column."""
     return {**document, "cancel_requested_at": wish and wish.astimezone(UTC).isoformat()}
+
+
+def lease_of(document: Mapping[str, Any], wish: datetime | None, *, token: int, holder: str) -> Lease | None:
+    """Return the lease on a job that was claimed; None for one this version cannot read, which is left alone until its lease ends."""
+    try:
+        return Lease(job=job_from_document(with_wish(document, wish)), token=Token(token), holder=holder)
+    except DocumentTooNew as error:
+        _log.error("training.store", action="job_left_alone", error=str(error))
+        return None
 
 
 def cursor(created_us: int, job_id: str) -> str:

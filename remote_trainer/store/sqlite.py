@@ -168,7 +168,11 @@ class SqliteStore:
             return database.execute(SQL["claimed"], {"numbers": json.dumps(numbers)}).fetchall()
 
         rows = await self._file.write(take, news=False)
-        return [Lease(job=_job(body, cancel_at), token=Token(token), holder=holder) for body, cancel_at, token in rows]
+        leases = (
+            records.lease_of(json.loads(body), records.from_seconds(wish), token=token, holder=holder)
+            for body, wish, token in rows
+        )
+        return [lease for lease in leases if lease is not None]
 
     async def renew(self, holder: str, leases: Mapping[JobId, Token], *, lease_s: float) -> Renewal:
         """Extend all leases in one write."""

@@ -6,6 +6,7 @@ Rules for editing: those of store_contract.py.
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -217,6 +218,15 @@ class JobsAndLeases:
         with pytest.raises(DocumentTooNew, match="new"):
             await store.get(JobId("new"))
         assert [lease.job.id for lease in await store.claim("worker", lease_s=60, limit=9)] == ["old"]
+
+    async def test_a_document_with_unknown_values_does_not_stop_others(self, store: Store) -> None:
+        """A word that only a newer version knows makes one job unreadable, not the queue."""
+        with warnings.catch_warnings(action="ignore"):
+            await store.submit(replace(make_job("odd", priority=9), reason="reason_of_tomorrow"))  # type: ignore[arg-type]
+        await store.submit(make_job("plain"))
+        with pytest.raises(DocumentTooNew, match="reason"):
+            await store.get(JobId("odd"))
+        assert [lease.job.id for lease in await store.claim("worker", lease_s=60, limit=9)] == ["plain"]
 
     # ---- leases
 
