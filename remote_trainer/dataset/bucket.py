@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from remote_trainer.dataset.tree import Tree, scan
+from remote_trainer.dataset.tree import SKIPPED, Tree, name_fault, scan
 from remote_trainer.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _AT_ONCE = 8  # downloads
+_PAGE = 1000  # keys in one answer: the most that servers give
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +47,65 @@ class Bucket:
         if not self._bucket:
             raise DatasetError(f"{url} names no bucket; write s3://bucket/prefix")
         self._client = _client()
+        self._found: Sequence[_Object] = ()
 
     def signature(self) -> str:
-        lines = [f"{found.key}\0{found.size}\0{found.etag}" for found in self._list()]
+        self._found = self._list()
+        lines = [f"{found.key}\0{found.size}\0{found.etag}" for found in self._found]
         return hashlib.sha256("\0".join(lines).encode()).hexdigest()
 
     @contextlib.contextmanager
     def tree(self) -> Iterator[Tree]:
-        found = self._list()
+        found = self._found or self._list()
         with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
-            for download in [pool.submit(self._download, item, Path(folder) / item.path) for item in found]:
-                download.result()
+            downloads = [pool.submit(self._download, item, Path(folder) / item.path) for item in found]
+            try:
+                for download in downloads:
+                    download.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # the first fault ends it all
+                raise
             yield scan(Path(folder))
 
     def _list(self) -> Sequence[_Object]:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix, PaginationConfig={"PageSize": _PAGE}
+            )
             listed = [item for page in pages for item in page.get("Contents", [])]
         except (BotoCoreError, ClientError) as error:
             raise DatasetError(f"cannot list {self.name}: {error}; check the bucket, the endpoint and the credentials") from error
         files = [item for item in listed if not item["Key"].endswith("/")]  # folders that a console made
-        if not files:
+        found = [_Object(item["Key"], item["Size"], item["ETag"], self._safe(item["Key"])) for item in files]
+        found = [item for item in found if SKIPPED.isdisjoint(item.path.split("/"))]
+        if not found:
             raise DatasetError(f"{self.name} holds no objects; check the bucket and the prefix")
-        return [_Object(item["Key"], item["Size"], item["ETag"], self._safe(item["Key"])) for item in files]
+        self._check_folders(found)
+        return found
 
     def _safe(self, key: str) -> str:
         path = key.removeprefix(self._prefix)
-        if str(PurePosixPath(path)) != path or PurePosixPath(path).is_absolute() or ".." in path.split("/") or "\0" in path:
-            raise DatasetError(f"{self.name} holds {key!r:.300}, a name that no folder can hold; rename the object")
+        place, _, name = path.rpartition("/")
+        if str(PurePosixPath(path)) != path or PurePosixPath(path).is_absolute() or ".." in path.split("/"):
+            raise self._refused(key, "a name that no folder can hold; rename the object")
+        for part in path.split("/"):
+            if fault := name_fault(part):
+                raise self._refused(key, fault)
+        if fault := name_fault(name, f"{place}/"):
+            raise self._refused(key, fault)
         return path
+
+    def _check_folders(self, found: Sequence[_Object]) -> None:
+        """Objects may have names below that of another object; files may not."""
+        folders = {str(folder) for item in found for folder in PurePosixPath(item.path).parents}
+        for item in found:
+            if item.path in folders:
+                raise self._refused(item.key, "the name of an object and of a folder; rename one of them")
+
+    def _refused(self, key: str, why: str) -> DatasetError:
+        return DatasetError(f"{self.name} holds {key!r:.300}, {why}")
 
     def _download(self, item: _Object, target: Path) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -97,6 +126,7 @@ def _client() -> S3Client:
     try:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise ConfigError("reading from a bucket needs boto3: pip install 'remote-trainer[s3]'") from error
     config = Config(
@@ -105,5 +135,8 @@ def _client() -> S3Client:
         max_pool_connections=_AT_ONCE,
         retries={"mode": "standard", "max_attempts": 5},
     )
-    client: S3Client = boto3.client("s3", config=config)
+    try:
+        client: S3Client = boto3.Session().client("s3", config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(f"boto3's settings cannot be used: {error}; check the AWS_* variables and ~/.aws") from error
     return client

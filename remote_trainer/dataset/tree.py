@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ SKIPPED = frozenset(
 _BUFFER = 1 << 20  # fits the second-level cache, so that hashing finds the bytes there
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe that took a file's place must not hold us
 _ZEROS = bytes(512)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes; what Linux file systems take, with room for the folder it is unpacked in
 
 Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
@@ -79,6 +81,19 @@ def scan(root: Path, *, outside_links: bool = False) -> Tree:
     return Tree(real, found)
 
 
+def name_fault(name: str, below: str = "") -> str:
+    """What keeps a name in the folder ``below`` (with its slash) from being shipped, and what to do; empty if nothing."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "named with bytes that are not UTF-8; rename it"
+    if _CONTROL.search(name):
+        return "named with control characters; rename it"
+    if size > _MAX_NAME or len(below.encode()) + size > _MAX_PATH:
+        return "named too long for a Linux file system; shorten the path"
+    return ""
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -115,15 +130,8 @@ class _Scan:
                     )
 
     def _checked(self, name: str, below: str) -> str:
-        try:
-            size = len(name.encode())
-        except UnicodeEncodeError:
-            shown = below + name.encode("utf-8", "backslashreplace").decode()
-            raise self._refused(shown, "named with bytes that are not UTF-8; rename it") from None
-        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
-            raise self._refused(below + name, "named with control characters; rename it")
-        if size > _MAX_NAME or len(below.encode()) + size > _MAX_PATH:
-            raise self._refused(below + name, "named too long for a Linux file system; shorten the path")
+        if fault := name_fault(name, below):
+            raise self._refused(below + name, fault)
         return name
 
     def _followed(self, child: os.DirEntry[str], path: str) -> os.stat_result:
