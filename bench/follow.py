@@ -103,7 +103,7 @@ async def measure(count: int, each: bool, seconds: float) -> Row:
             queued = await queue(app, tool, count, lambda number: hosts.driver_options(number if each else 0))
             began = time.monotonic()
             worker = Usage(rig.worker().pid)
-            await until(lambda: hosts.follows()[0] == count, 20 + count / 4)
+            await until(lambda: hosts.follows()[0] == count, 30 + count / 20)
             taken = time.monotonic() - began
             await asyncio.sleep(25)  # the first round of collecting is over
             _, _, execs = hosts.follows()

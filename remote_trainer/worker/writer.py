@@ -18,6 +18,9 @@ from remote_trainer.ports import Change, Clock, Store
 
 _log = log.get()
 
+#: Shortest time between two transactions that hold nothing but log lines, seconds: a commit costs a millisecond of CPU and two syncs.
+_PACE_S = 0.05
+
 #: Most changes in one transaction: bounds how long a commit holds the store.
 _BATCH = 2000
 
@@ -31,6 +34,7 @@ class Writer:
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
         self._flushing = asyncio.Lock()
+        self._flushed_at = 0.0  # by the loop's clock
 
     def put(self, change: Change) -> asyncio.Future[None]:
         """Queue a change; the future ends when it is durable, with LeaseLost if the token was stale."""
@@ -56,8 +60,8 @@ class Writer:
             await asyncio.shield(self.flush())  # a drain must not lose what was already taken from the queue
 
     async def _linger(self) -> None:
-        # Many followed jobs: longer lingering, fewer transactions; a single one hardly waits.
-        delay = min(0.08, self._linger_s * (1 + len(self._queue) / 20))
+        # A line now and then hardly waits; lines in quick succession, of one job or a thousand, share a transaction.
+        delay = max(self._linger_s, self._flushed_at + _PACE_S - asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(delay):
                 await self._urgent.wait()
@@ -67,6 +71,7 @@ class Writer:
     async def flush(self) -> None:
         """Write everything that is queued now."""
         async with self._flushing:
+            self._flushed_at = asyncio.get_running_loop().time()
             await self._flush()
 
     async def _flush(self) -> None:
