@@ -368,11 +368,19 @@ class MongoStore:
 
     @contextlib.asynccontextmanager
     async def _reaching(self) -> AsyncIterator[None]:
-        """Turn the client's errors into ours."""
+        """Turn the client's errors into ours, and bring back a cancellation that it has swallowed.
+
+        It calls asyncio.wait_for, which in Python 3.11 returns a result that comes at the same moment as the cancellation: the task
+        would go on, and whoever waits for its end would wait for ever.
+        """
         if self._closed:
             raise StoreUnavailable(f"the job store {self._place} has been closed")
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
             yield
+            if task and task.cancelling() > cancels:
+                raise asyncio.CancelledError
         except PyMongoError as error:
             if self._closed:
                 raise StoreUnavailable(f"the job store {self._place} has been closed") from error

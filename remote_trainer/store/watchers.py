@@ -18,6 +18,8 @@ Follower = Callable[[], Awaitable[None]]
 
 #: How long a follower that lost its store waits before it tries again, seconds.
 RETRY_S = 0.5
+#: How long a follower has to end before it is cancelled once more, seconds.
+_AGAIN_S = 1.0
 
 
 class Watchers:
@@ -83,9 +85,9 @@ class Watchers:
 
     def _stop_following(self) -> None:
         if self._task is not None:
-            self._ending.add(self._task)
-            self._task.add_done_callback(self._ending.discard)
-            self._task.cancel()
+            ending = asyncio.create_task(_end(self._task), name="store-follower-end")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
             self._task = None
 
     async def _serve(self) -> None:
@@ -98,3 +100,12 @@ class Watchers:
                     await asyncio.sleep(RETRY_S)
         finally:
             self.ring_all()
+
+
+async def _end(follower: asyncio.Task[None]) -> None:
+    """Cancel until it has ended: a database's client may swallow a cancellation, and a follower has no end of its own."""
+    while not follower.done():
+        follower.cancel()
+        await asyncio.wait([follower], timeout=_AGAIN_S)
+    if not follower.cancelled():
+        follower.exception()  # seen: nobody waits for news any more

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
+import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from remote_trainer.model import Job, Phase
+from remote_trainer.store.mongo import MongoStore
 from tests.support.mongo import MongoServer
 from tests.support.rig import PATIENCE_S, Rig, installation, wait_for
 from tests.support.s3 import S3Server
@@ -143,3 +140,28 @@ async def test_an_object_folder_that_cannot_be_written(own_sshd: SshdServer, tmp
         if aside.exists():
             aside.rename(objects)
         await rig.check(await rig.ended(job))
+
+
+async def test_who_gives_up_is_let_go(mongo_uri: str) -> None:
+    """However short somebody reads or watches the shared store before he gives up: he is let go, and the store closes."""
+    store = MongoStore(mongo_uri.replace("/?", "/abuse-giving-up?"))
+    await store.migrate()
+
+    async def read() -> None:
+        while True:
+            await store.holders()
+
+    async def watch() -> None:
+        async with contextlib.aclosing(store.watch()) as wakes:
+            async for _ in wakes:
+                await asyncio.sleep(0)
+
+    for number in range(60):
+        tasks = [asyncio.create_task(read()), asyncio.create_task(watch())]
+        await asyncio.sleep(number / 10_000)
+        for task in tasks:
+            task.cancel()
+        _, still = await asyncio.wait(tasks, timeout=20)
+        assert not still
+    async with asyncio.timeout(20):
+        await store.close()
