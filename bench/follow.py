@@ -1,10 +1,9 @@
 """What running jobs cost one worker: its CPU when they are silent and when each writes a line a second, its memory, a line's way.
 
-    python -m bench.follow [--counts 10 100 1000] [--hosts one each] [--seconds 30] [--real]
+    python -m bench.follow [--counts 10 100 1000] [--hosts one each] [--seconds 30]
 
 The worker is a process of its own on the embedded store; CPU is that process's user + system time over wall time, from /proc, in per
-cent of one core. The host side is the stand-in of standin.py, with all jobs on one host or each on a host of its own; with --real it is
-OpenSSH and the real supervisor on this machine, as far as that carries it.
+cent of one core. The host side is the stand-in of standin.py, with all jobs on one host or each on a host of its own.
 
 Rules for editing: a figure is the worker's own; what the host side and the reader of the log cost beside it is not in it.
 """
@@ -106,9 +105,7 @@ async def measure(count: int, each: bool, seconds: float) -> Row:
             await until(lambda: hosts.follows()[0] == count, 30 + count / 20)
             taken = time.monotonic() - began
             await asyncio.sleep(25)  # the first round of collecting is over
-            _, _, execs = hosts.follows()
             idle = await worker.percent(seconds)
-            print(f"execs/s while idle: {(hosts.follows()[2] - execs) / seconds:.1f}", flush=True)
             hosts.rate(1)
             await asyncio.sleep(3)
             busy, written = await asyncio.gather(worker.percent(seconds), delays(app, queued[count // 2], seconds))

@@ -14,9 +14,12 @@ import argparse
 import asyncio
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from bench.follow import queue
 from bench.rig import Rig
 from remote_trainer.model import Job
 from remote_trainer.service import jobs
@@ -35,15 +38,16 @@ done
 """
 
 
-async def one(app: App, rig: Rig, tool: str) -> tuple[float, float, float]:
-    """Run a job; return seconds from the submit's return to start on the host, to its first line in the store, to DONE."""
+async def one(app: App, rig: Rig, tool: str) -> tuple[float, float, float, float]:
+    """Run a job; return seconds from its being queued to start on the host, to its first line in the store, to DONE; and to queue it."""
+    began = time.time()
     job = await submit(app, Order(tool=tool, driver="ssh", driver_options=rig.driver_options))
     submitted = time.time()
     first, text = await first_line(app, job)
     ended = await jobs.wait_job(app, job.id)
     done = time.time()
     assert ended.phase == "done", ended.message
-    return float(text.split()[0]) - submitted, first - submitted, done - submitted
+    return float(text.split()[0]) - submitted, first - submitted, done - submitted, submitted - began
 
 
 async def first_line(app: App, job: Job) -> tuple[float, str]:
@@ -68,19 +72,19 @@ async def lines(app: App, rig: Rig, tool: str) -> list[float]:
 async def at_once(app: App, rig: Rig, tool: str, count: int) -> float:
     """Return the seconds until ``count`` jobs submitted together are all DONE."""
     began = time.time()
-    submitted = [await submit(app, Order(tool=tool, driver="ssh", driver_options=rig.driver_options)) for _ in range(count)]
+    submitted = await queue(app, tool, count, lambda _: rig.driver_options)
     await asyncio.gather(*(jobs.wait_job(app, job.id) for job in submitted))
     return time.time() - began
 
 
-def raw_ssh(rig: Rig, rounds: int) -> float:
-    """Return the median seconds of a cold ``ssh host true``."""
+def timed(command: Sequence[str], rounds: int) -> list[float]:
+    """Return the seconds of each round of a command."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
-        subprocess.run([*rig.sshd.ssh_command(), "true"], check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return times
 
 
 def row(name: str, values: Sequence[float], target: str) -> None:
@@ -95,7 +99,8 @@ async def main(rounds: int) -> None:
     with Rig() as rig:
         quick, sleeper, talker = (rig.tool(n, s) for n, s in (("quick", _QUICK), ("sleeper", _SLEEPER), ("talker", _TALKER)))
         print("| seconds | median | min | p99 | target |\n|---|---|---|---|---|", flush=True)
-        row("cold `ssh host true`", [raw_ssh(rig, rounds)], "")
+        row("cold `ssh host true`", timed([*rig.sshd.ssh_command(), "true"], rounds), "")
+        row("`run-training --help`", timed([str(Path(sys.executable).with_name("run-training")), "--help"], rounds), "0.4")
         async with rig.app() as app:
             fresh = []
             for _ in range(min(5, rounds)):
@@ -103,6 +108,7 @@ async def main(rounds: int) -> None:
                 fresh.append(await one(app, rig, quick))
                 worker.terminate()
                 worker.wait(30)
+            row("checking and queueing a job, login to the host included", [f[3] for f in fresh], "")
             row("submit → process started, new connection", [f[0] for f in fresh], "0.30")
             rig.worker()
             await one(app, rig, quick)
@@ -112,6 +118,7 @@ async def main(rounds: int) -> None:
             row("job that does nothing: submit → DONE", [f[2] for f in opened], "")
             row("2 s job: submit → DONE", [(await one(app, rig, sleeper))[2] for _ in range(max(3, rounds // 3))], "2.6")
             row("10 such jobs at once: all DONE", [await at_once(app, rig, sleeper, 10) for _ in range(3)], "3.5")
+            row("100 jobs that do nothing: all DONE", [await at_once(app, rig, quick, 100)], "")
             row("log line written → readable", await lines(app, rig, talker), "0.030, p99 0.100")
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,6 +249,12 @@ def _read_profile(name: str, file: Path) -> Profile:
 
 
 def _entry_points() -> Sequence[EntryPoint]:
+    return _entry_points_on(tuple(sys.path))
+
+
+@cache
+def _entry_points_on(path: tuple[str, ...]) -> Sequence[EntryPoint]:
+    """Read what is installed once for each search path: a worker asks for each job that it takes."""
     from importlib.metadata import entry_points
 
     return sorted(entry_points(group=DRIVER_GROUP), key=lambda point: (point.name, point.value))

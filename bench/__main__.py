@@ -1,0 +1,36 @@
+"""Runs benchmarks one after the other, each in a process of its own, and prints their tables.
+
+    python -m bench [NAME ...]      # without names all of them: about a quarter of an hour, 30 GB of disk
+
+Rules for editing: options are the modules' own (`python -m bench.follow --help`); here every one runs with its defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+
+NAMES = ("latency", "follow", "takeover", "transfer", "remote_exec", "store")
+
+
+def main() -> int:
+    """Run what was asked for; returns how many failed."""
+    names = sys.argv[1:] or NAMES
+    if unknown := [name for name in names if name not in NAMES]:
+        print(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}", flush=True)
+    failed = 0
+    for name in names:
+        print(f"\n## {name}, load {os.getloadavg()[0]:.1f}\n", flush=True)
+        began = time.monotonic()
+        failed += subprocess.run([sys.executable, "-m", f"bench.{name}"]).returncode != 0
+        print(f"\n({time.monotonic() - began:.0f} s)", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
