@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from remote_trainer.model import Job, Phase
 from remote_trainer.store.mongo import MongoStore
 from tests.support.mongo import MongoServer
@@ -142,6 +144,8 @@ async def test_an_object_folder_that_cannot_be_written(own_sshd: SshdServer, tmp
         await rig.check(await rig.ended(job))
 
 
+# The client leaves sockets of connections behind that were cancelled while they were opened.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_who_gives_up_is_let_go(mongo_uri: str) -> None:
     """However short somebody reads or watches the shared store before he gives up: he is let go, and the store closes."""
     store = MongoStore(mongo_uri.replace("/?", "/abuse-giving-up?"))

@@ -137,7 +137,7 @@ class Rig:
     host: SshTarget
     app: App
     workers: list[WorkerProcess] = field(default_factory=list)
-    _record: Path | None = None
+    host_root: str = ""  # the product's folder on the host
 
     # -- workers
 
@@ -160,13 +160,12 @@ class Rig:
 
     @property
     def record(self) -> Path:
-        """Where the steps write down what happened to them; on this machine unless the host is a container."""
-        return self._record or self.folder / "record"
+        """Where the steps of `abused@1` write down what happened to them: a host on this machine is needed for that."""
+        return self.folder / "record"
 
-    @property
-    def host_root(self) -> str:
-        """The product's folder on the host."""
-        return str(self.folder / "host")
+    def on_host(self, folder: str) -> None:
+        """Use that folder of the host: for a host with a disk of its own."""
+        self.host_root = folder
 
     def driver_options(self, link_port: int | None) -> dict[str, str]:
         """What the ssh driver needs."""
@@ -306,7 +305,7 @@ async def installation(folder: Path, host: SshTarget, *, lease_s: float = 3.0, *
         for name, value in given.items():
             patch.setenv(f"REMOTE_TRAINER_{name.upper()}", _text(value))
         async with App(config.load()) as app:
-            rig = Rig(folder, host, app)
+            rig = Rig(folder, host, app, host_root=str(folder / "host"))
             try:
                 yield rig
             finally:
