@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remote_trainer.model import Phase, Reason
 from tests.support.containers import ContainerHost
-from tests.support.rig import LONG, installation
+from tests.support.rig import LONG, heavy, installation
 from tests.support.sshd import SshdServer
 
 
@@ -32,6 +32,7 @@ async def test_a_host_that_reboots(container_host: ContainerHost, tmp_path: Path
         assert "line 60/60" in second
 
 
+@heavy
 async def test_a_container_that_is_cut_off(container_host: ContainerHost, tmp_path: Path) -> None:
     """A host behind a network that drops every packet is waited for; what ran there went on."""
     async with installation(tmp_path / "rig", container_host) as rig:

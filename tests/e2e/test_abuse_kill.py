@@ -12,7 +12,7 @@ import pytest
 
 from remote_trainer.model import Job, Phase
 from remote_trainer.testing.netfault import Link
-from tests.support.rig import LONG, installation
+from tests.support.rig import LONG, heavy, installation
 from tests.support.sshd import SshdServer
 
 
@@ -54,6 +54,7 @@ async def test_a_killed_worker_is_replaced(own_sshd: SshdServer, tmp_path: Path,
             await rig.check(await rig.ended(job))
 
 
+@heavy
 async def test_kills_at_any_moment_of_a_step(own_sshd: SshdServer, tmp_path: Path) -> None:
     """While a step runs, any number of workers may be killed, with bytes of its log on their way."""
     async with installation(tmp_path / "rig", own_sshd) as rig:

@@ -14,7 +14,7 @@ import pytest
 from remote_trainer.model import Job, Phase
 from remote_trainer.store.mongo import MongoStore
 from tests.support.mongo import MongoServer
-from tests.support.rig import PATIENCE_S, Rig, installation, wait_for
+from tests.support.rig import PATIENCE_S, Rig, heavy, installation, wait_for
 from tests.support.s3 import S3Server
 from tests.support.sshd import SshdServer
 
@@ -54,6 +54,7 @@ async def test_a_locked_sqlite_file(own_sshd: SshdServer, tmp_path: Path) -> Non
         assert worker.process.poll() is None
 
 
+@heavy
 async def test_a_store_that_is_locked_at_the_start(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A worker that finds the embedded store locked waits for it."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
@@ -100,7 +101,7 @@ async def test_a_mongo_server_that_is_down_at_the_start(own_sshd: SshdServer, ow
 
 async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Callable[[str], S3Server], tmp_path: Path) -> None:
     """Artifacts wait here while the object store is away; the job is DONE only once they are verified there."""
-    server = start_s3("ministack")
+    server = start_s3("juicefs")
     bucket = server.new_bucket()
     settings = {
         "objects": f"s3://{bucket.bucket}/kept",

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from remote_trainer.model import Phase
-from tests.support.rig import installation
+from tests.support.rig import heavy, installation
 from tests.support.sshd import SshdServer
 
 
@@ -48,6 +48,7 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes(own_sshd: SshdServe
             assert _phases_logged(first.log, job.id) == ["provisioning", "transferring", "executing"]
 
 
+@heavy
 async def test_workers_that_take_turns_at_sleeping(own_sshd: SshdServer, tmp_path: Path) -> None:
     """However often the jobs change hands, with the loser still alive, each ends exact."""
     async with installation(tmp_path / "rig", own_sshd, lease_s=1) as rig:

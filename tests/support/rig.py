@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -37,6 +37,15 @@ PATIENCE_S = 60.0
 
 #: The heavy rounds that are too long for every run.
 LONG = bool(os.environ.get("REMOTE_TRAINER_TEST_LONG"))
+
+_Test = TypeVar("_Test", bound=Callable[..., Any])
+
+
+def heavy(test: _Test) -> _Test:
+    """A test of the heavy rounds only: elsewhere it is not there, rather than left out."""
+    test.__test__ = LONG  # type: ignore[attr-defined]
+    return test
+
 
 # Two steps, so that what follows a step is abused too. Each start is one appended line; each line goes to the record and to the log.
 _TOOL = """\
