@@ -1,0 +1,64 @@
+"""What is offered, rented or borrowed, and what it is like. Rules for editing: as in the package's docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from remote_trainer.model.plan import Resources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What could be rented (or borrowed), with its price."""
+
+    id: str
+    driver: str
+    description: str = ""
+    price_per_hour: Decimal = Decimal(0)
+    resources: Resources = Resources()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class InstanceState(StrEnum):
+    """What the provider says of an instance, in our words."""
+
+    STARTING = "starting"
+    READY = "ready"  # an address to connect to is known
+    STOPPED = "stopped"  # preempted or stopped: costs storage, runs nothing
+    BROKEN = "broken"  # will not become ready
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """What is rented (costs money) or borrowed (``borrowed``: somebody else's machine that is never destroyed)."""
+
+    id: str
+    label: str
+    state: InstanceState = InstanceState.READY
+    borrowed: bool = False
+    address: Mapping[str, Any] = field(default_factory=dict)  # what the driver's connect() needs; no secrets
+    host_key: str = ""  # pinned OpenSSH public key line; empty until first use
+    price_per_hour: Decimal = Decimal(0)
+    created_at: datetime | None = None
+    message: str = ""  # the provider's own words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What bootstrap found on a host."""
+
+    incarnation: str  # random, written once on the host's disk: tells a wiped disk
+    boot: str  # tells a reboot or container restart
+    disk_free: int = 0
+    disk_total: int = 0
+    mem_total: int = 0
+    cpus: int = 0
+    gpus: tuple[str, ...] = ()  # "NVIDIA L40S, 46068 MiB, 570.86"
+    gpu_mem_mib: tuple[int, ...] = ()  # MiB, as many as gpus
+    has: frozenset[str] = frozenset()  # "rsync", "python3", "openssl", "sha256sum", "tar", …
+    host_key: str = ""  # OpenSSH public key line seen on the connection; empty where there is none
