@@ -104,7 +104,7 @@ async def measure(count: int, each: bool, seconds: float) -> Row:
             worker = Usage(rig.worker().pid)
             await until(lambda: hosts.follows()[0] == count, 30 + count / 20)
             taken = time.monotonic() - began
-            await asyncio.sleep(25)  # the first round of collecting is over
+            await asyncio.sleep(12)  # the first heartbeats are over
             idle = await worker.percent(seconds)
             hosts.rate(1)
             await asyncio.sleep(3)

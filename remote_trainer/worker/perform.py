@@ -7,7 +7,6 @@ Rules for editing: one method per effect, each idempotent; what was found goes i
 from __future__ import annotations
 
 import asyncio
-import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Protocol, assert_never
 from remote_trainer import effects as fx
 from remote_trainer import log
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.errors import ConfigError, HostLacks, InvariantBroken, Permanent, Transient
+from remote_trainer.errors import ConfigError, HostLacks, HostWiped, InvariantBroken, Permanent, Transient
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.depot import Depot
 from remote_trainer.model import (
@@ -165,8 +164,12 @@ class Performer:
 
     async def _prepare_host(self) -> None:
         host = await self._host()
-        facts = await host.bootstrap(secrets.token_hex(8))
-        self._check(facts, host.transport.address)
+        facts = await self._shop.facts(host)
+        try:
+            self._check(facts, host.transport.address)
+        except HostLacks:
+            facts = await self._shop.facts(host, anew=True)  # somebody may have made room just now
+            self._check(facts, host.transport.address)
         if self._patient.job.plan.health:
             await self._check_health(host, self._patient.job.plan.health)
         self._patient.observe(lambda seen: replace(seen, host=facts))
@@ -305,7 +308,12 @@ class Performer:
         end = deadline(job)
         left = (end - self._shop.clock.now()).total_seconds() if end else 0.0
         incarnation = attempt.facts.incarnation if attempt.facts else ""
-        status = await host.start(label, self._patient.token, spec, incarnation=incarnation, deadman_s=max(_DEADMAN_MIN_S, left))
+        deadman_s = max(_DEADMAN_MIN_S, left)
+        try:
+            status = await host.start(label, self._patient.token, spec, incarnation=incarnation, deadman_s=deadman_s)
+        except HostWiped:
+            self._shop.forget_facts(host)
+            raise
         self._saw(key, status)
 
     def _secrets(self, plan: Plan, names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:

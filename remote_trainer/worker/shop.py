@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from remote_trainer.host.client import SupervisedHost
-from remote_trainer.model import Instance
+from remote_trainer.model import HostFacts, Instance
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
 from remote_trainer.worker.writer import Writer
+
+_FACTS_S = 20.0  # for so long a host is what it said it was: finding out costs it 40 ms
 
 
 class SystemClock:
@@ -49,6 +53,8 @@ class Shop:
     collect_interval_s: float = 10.0
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _hosts: dict[int, SupervisedHost] = field(default_factory=dict)
+    _facts: WeakKeyDictionary[SupervisedHost, tuple[float, HostFacts]] = field(default_factory=WeakKeyDictionary)
+    _asking: WeakKeyDictionary[SupervisedHost, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
 
     def driver(self, name: str, options: Mapping[str, Any]) -> Driver:
         """Return the one driver for a name and its options, so that all jobs of a host share its connection."""
@@ -66,6 +72,20 @@ class Shop:
                 transport, root=str(instance.address.get("root", "~/.remote-trainer"))
             )
         return known
+
+    async def facts(self, host: SupervisedHost, *, anew: bool = False) -> HostFacts:
+        """Return what a host is. Jobs that come together share one answer; a start on a host that was wiped since then is refused."""
+        async with self._asking.setdefault(host, asyncio.Lock()):
+            asked_at, facts = self._facts.get(host, (0.0, None))
+            now = asyncio.get_running_loop().time()
+            if facts is None or anew or now - asked_at > _FACTS_S:
+                facts = await host.bootstrap(secrets.token_hex(8))
+                self._facts[host] = (now, facts)
+            return facts
+
+    def forget_facts(self, host: SupervisedHost) -> None:
+        """Ask again next time: the host is not what it was."""
+        self._facts.pop(host, None)
 
     async def close(self) -> None:
         """Close every driver."""
