@@ -58,6 +58,7 @@ class LogCopy:
         chunk = LogChunk(stream=self._stream, offset=self._offset, data=data)
         self._offset += len(data)
         future = self._writer.put(Change(job_id=self._job_id, token=self._token, logs=(chunk,), metrics=metrics))
+        future.add_done_callback(_looked_at)
         self._writing.append((self._offset, future))
 
     async def _settle(self, follow: Follow, unwritten_max: int) -> None:
@@ -70,3 +71,9 @@ class LogCopy:
         if self._durable - self._acked >= _ACK_EVERY:
             self._acked = self._durable
             await follow.ack(self._durable)
+
+
+def _looked_at(written: asyncio.Future[None]) -> None:
+    """A follow that ended first does not wait for its last writes any more: that one failed is no news then."""
+    if not written.cancelled():
+        written.exception()
