@@ -23,7 +23,7 @@ from remote_trainer.dataset.threads import Gone, in_thread
 from remote_trainer.dataset.tree import Tree, blocks
 from remote_trainer.model import Chunk, Input
 
-KEEP_BELOW = 128 << 20
+KEEP_BELOW = 256 << 20
 #: A file changed this shortly before it was read may change again without its times telling (coarse clocks: 10 ms; FAT: 2 s).
 _CLOCK_GRAIN_NS = 2_000_000_000
 _MOST_THREADS = 8
@@ -47,11 +47,12 @@ def _pack(source: Source, cache: Cache, name: str, gone: Gone) -> Input:
     with source.tree() as tree:
         parts = lay_out(tree.entries)
         size = sum(part.size for part in parts)
-        chunks = _hash_all(parts, tree, cache if source.fleeting or size < KEEP_BELOW else None, gone)
+        keep = source.fleeting or size < KEEP_BELOW
+        chunks = _hash_all(parts, tree, cache if keep else None, gone)
         files = sum(not entry.folder for entry in tree.entries)
         given = Input(name=name, source=source.name, digest=digest_of(chunks), size=size, files=files, chunks=chunks)
         racy = not source.fleeting and tree.newest_ns > started_ns - _CLOCK_GRAIN_NS
-        cache.remember(given, tree=None if source.fleeting else tree, signature="" if racy else signature)
+        cache.remember(given, tree=None if keep else tree, signature="" if racy else signature)
     return given
 
 

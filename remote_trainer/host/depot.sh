@@ -17,7 +17,9 @@
 set -u
 umask 022
 LC_ALL=C # names are bytes
-export LC_ALL
+# GNU tar reads 10 KiB at a time otherwise, and cuts the files it writes there; other tars do not know the variable
+TAR_OPTIONS=--blocking-factor=2048
+export LC_ALL TAR_OPTIONS
 
 EX_NO_SPACE=28
 EX_NOT_OURS=73
