@@ -17,7 +17,7 @@ from tests.support.rig import Rig, installation, wait_for
 from tests.support.sshd import SshdServer
 
 _SLOW: dict[Phase, dict[str, float]] = {
-    Phase.PROVISIONING: {"rtt_s": 0.4},
+    Phase.PROVISIONING: {"rtt_s": 0.2},
     Phase.TRANSFERRING: {"bytes_per_s": 500_000},
     Phase.EXECUTING: {},
     Phase.FETCHING: {"bytes_per_s": 1_000_000},

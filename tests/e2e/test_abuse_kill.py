@@ -25,7 +25,7 @@ def _dataset(folder: Path, *, mb: int) -> Path:
 
 # What makes a phase last, so that the kill falls into it: a narrow line for data, a long one for short dialogues.
 _SLOW: dict[Phase, dict[str, float]] = {
-    Phase.PROVISIONING: {"rtt_s": 0.5},
+    Phase.PROVISIONING: {"rtt_s": 0.2},
     Phase.TRANSFERRING: {"bytes_per_s": 2_000_000},
     Phase.EXECUTING: {"rtt_s": 0.15},
     Phase.FETCHING: {"bytes_per_s": 4_000_000},

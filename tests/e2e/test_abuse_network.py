@@ -19,7 +19,7 @@ from tests.support.sshd import SshdServer
 CUT_S = 60.0 if LONG else 5.0
 
 _SLOW: dict[Phase, dict[str, float]] = {
-    Phase.PROVISIONING: {"rtt_s": 0.4},
+    Phase.PROVISIONING: {"rtt_s": 0.2},
     Phase.TRANSFERRING: {"bytes_per_s": 2_000_000},
     Phase.EXECUTING: {"rtt_s": 0.1},
     Phase.FETCHING: {"bytes_per_s": 4_000_000},
