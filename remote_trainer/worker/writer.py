@@ -18,8 +18,10 @@ from remote_trainer.ports import Change, Clock, Store
 
 _log = log.get()
 
-#: Shortest time between two transactions that hold nothing but log lines, seconds: a commit costs a millisecond of CPU and two syncs.
-_PACE_S = 0.05
+#: Time between two transactions that hold nothing but log lines, seconds, after a small and after a large one: a commit costs a
+#: millisecond of CPU and two syncs, so a thousand busy jobs wait for company a little longer than one.
+_PACE_S = (0.02, 0.05)
+_LARGE = 40  # changes
 
 #: Most changes in one transaction: bounds how long a commit holds the store.
 _BATCH = 2000
@@ -34,7 +36,7 @@ class Writer:
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
         self._flushing = asyncio.Lock()
-        self._flushed_at = 0.0  # by the loop's clock
+        self._flushed_at, self._flushed = 0.0, 0  # the last flush: when, by the loop's clock, and how many changes
 
     def put(self, change: Change) -> asyncio.Future[None]:
         """Queue a change; the future ends when it is durable, with LeaseLost if the token was stale."""
@@ -61,7 +63,9 @@ class Writer:
 
     async def _linger(self) -> None:
         # A line now and then hardly waits; lines in quick succession, of one job or a thousand, share a transaction.
-        delay = max(self._linger_s, self._flushed_at + _PACE_S - asyncio.get_running_loop().time())
+        least, most = _PACE_S
+        pace = least + (most - least) * min(1.0, self._flushed / _LARGE)
+        delay = max(self._linger_s, self._flushed_at + pace - asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(delay):
                 await self._urgent.wait()
@@ -71,7 +75,7 @@ class Writer:
     async def flush(self) -> None:
         """Write everything that is queued now."""
         async with self._flushing:
-            self._flushed_at = asyncio.get_running_loop().time()
+            self._flushed_at, self._flushed = asyncio.get_running_loop().time(), len(self._queue)
             await self._flush()
 
     async def _flush(self) -> None:
