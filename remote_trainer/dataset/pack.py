@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Lock
 
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.manifest import Part, digest_of, lay_out
 from remote_trainer.dataset.sources import Source, open_source
 from remote_trainer.dataset.threads import Gone, in_thread
-from remote_trainer.dataset.tree import Tree, blocks
+from remote_trainer.dataset.tree import Block, Tree, blocks
 from remote_trainer.model import Chunk, Input
 
 KEEP_BELOW = 256 << 20
@@ -58,8 +59,9 @@ def _pack(source: Source, cache: Cache, name: str, gone: Gone) -> Input:
 
 def _hash_all(parts: Sequence[Part], tree: Tree, cache: Cache | None, gone: Gone) -> tuple[Chunk, ...]:
     threads = min(_MOST_THREADS, os.cpu_count() or 1, len(parts))
+    turn = Lock()
     with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
-        digests = [pool.submit(_hash, part, tree, cache, gone) for part in parts]
+        digests = [pool.submit(_hash, _in_turn(part, tree, turn), cache, gone) for part in parts]
         try:
             hashed = [digest.result() for digest in digests]
         except BaseException:
@@ -71,15 +73,29 @@ def _hash_all(parts: Sequence[Part], tree: Tree, cache: Cache | None, gone: Gone
     )
 
 
-def _hash(part: Part, tree: Tree, cache: Cache | None, gone: Gone) -> str:
+def _in_turn(part: Part, tree: Tree, turn: Lock) -> Iterator[Block]:
+    """Yield the bytes of a part. Small files are read by one thread at a time: two would only wait for Python's lock, four times a file."""
+    found = blocks(part, tree)
+    if part.piece:
+        yield from found
+        return
+    while True:
+        with turn:
+            block = next(found, None)
+        if block is None:
+            return
+        yield block
+
+
+def _hash(found: Iterator[Block], cache: Cache | None, gone: Gone) -> str:
     gone.check()
     sha256 = hashlib.sha256()
     if cache is None:
-        for block in blocks(part, tree):
+        for block in found:
             sha256.update(block)
         return sha256.hexdigest()
     with cache.drafting() as draft:
-        for block in blocks(part, tree):
+        for block in found:
             sha256.update(block)
             draft.write(block)
         cache.keep(draft, sha256.hexdigest())

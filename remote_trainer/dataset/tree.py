@@ -31,6 +31,7 @@ _ZEROS = bytes(512)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes; what Linux file systems take, with room for the folder it is unpacked in
 
+Block = bytes | bytearray | memoryview
 Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
 
@@ -83,6 +84,8 @@ def scan(root: Path, *, outside_links: bool = False) -> Tree:
 
 def name_fault(name: str, below: str = "") -> str:
     """What keeps a name in the folder ``below`` (with its slash) from being shipped, and what to do; empty if nothing."""
+    if len(below) + len(name) < _MAX_NAME // 4 and name.isascii() and name.isprintable():
+        return ""  # most of them, in a tenth of the time
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -149,7 +152,7 @@ class _Scan:
         return DatasetError(f"{self.shown}/{path!r:.300} cannot be shipped: it is {why}")
 
 
-def blocks(part: Part, tree: Tree) -> Iterator[bytes | bytearray | memoryview]:
+def blocks(part: Part, tree: Tree) -> Iterator[Block]:
     """Yield the bytes of a chunk; each block is good until the next one is asked for.
 
     DatasetError when a file is not what was found, or changes while it is read.

@@ -19,6 +19,7 @@ import asyncssh
 
 from remote_trainer.errors import ConfigError, HostUnreachable, LoginRefused
 from remote_trainer.ports import DriverSettings
+from remote_trainer.transport.gather import Gathering
 from remote_trainer.transport.hostkeys import HostKeys, Judgement
 from remote_trainer.transport.target import Target, parse_target
 
@@ -174,7 +175,7 @@ class _Prompt(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
-        self.inner.connection_made(transport)
+        self.inner.connection_made(Gathering(cast(asyncio.Transport, transport)))
 
     def data_received(self, data: bytes) -> None:
         self.inner.data_received(data)
