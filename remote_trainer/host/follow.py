@@ -32,6 +32,9 @@ class LogFollow:
         self._rest = b""  # of a control line that has not ended yet
         self._said = b""  # words that are not the protocol's: kept for the message
         self._stalled_at: int | None = None
+        self._reader: asyncio.Task[object] | None = None  # waits for bytes since _reading_since, by the loop's clock
+        self._reading_since = 0.0
+        self._silent = False
 
     # -- the port
 
@@ -47,10 +50,10 @@ class LogFollow:
     @contextlib.asynccontextmanager
     async def running(self, ping: bytes, every_s: float) -> AsyncIterator[LogFollow]:
         """Send the ping each so many seconds while inside; entered once the host has found the step, or raises what it says instead."""
-        while not self._claimed:
-            await self._read()
         pinging = asyncio.create_task(self._ping(ping, every_s), name=f"ping {self._what}")
         try:
+            while not self._claimed:
+                await self._read()
             yield self
         finally:
             pinging.cancel()
@@ -74,11 +77,15 @@ class LogFollow:
 
     async def _read(self) -> None:
         """Turn what arrives next into items. The log before the words: a final size may come in the same moment as its last bytes."""
+        self._reader, self._reading_since = asyncio.current_task(), asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(SILENCE_S):
-                log, words = await self._channel.read_both(_PIECE)
-        except TimeoutError as error:
-            raise HostUnreachable(f"{self._address} said nothing for {SILENCE_S:g} s while following {self._what}") from error
+            log, words = await self._channel.read_both(_PIECE)
+        except asyncio.CancelledError:
+            if not self._silent or self._reader is None or self._reader.uncancel():
+                raise  # not ours, or not ours alone
+            raise HostUnreachable(f"{self._address} said nothing for {SILENCE_S:g} s while following {self._what}") from None
+        finally:
+            self._reader = None
         if log:
             self._at += len(log)
             self._stalled_at = None
@@ -121,4 +128,11 @@ class LogFollow:
         with contextlib.suppress(HostUnreachable):  # whoever iterates learns it, too
             while True:
                 await asyncio.sleep(every_s)
+                self._break_silence()
                 await self._channel.write(ping)
+
+    def _break_silence(self) -> None:
+        """End a read that has waited too long. Looked at with each ping: a timer for each read would cost more than the read."""
+        if self._reader is not None and asyncio.get_running_loop().time() - self._reading_since > SILENCE_S:
+            self._silent = True
+            self._reader.cancel()
