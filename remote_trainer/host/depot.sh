@@ -195,6 +195,7 @@ take_chunk() { # LINE
     SHA=${_rest%% *} _rest=${_rest#* }
     SIZE=${_rest%% *} _rest=${_rest#* }
     if [ "${_rest%% *}" = - ]; then
+        rm -f "$BUNDLE" # ext4 writes a file to the disk that was emptied and filled again; one that goes is never written
         FOUND=$(exactly "$SIZE" >"$BUNDLE" && sha256 "$BUNDLE")
     else
         PLACE=$TMP/tree/${_rest#* }
