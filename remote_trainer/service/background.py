@@ -46,7 +46,8 @@ async def serve(settings: Settings, *, until_idle_s: float | None = None, max_jo
 
 async def run_worker(app: App, *, until_idle_s: float | None = None, max_jobs: int | None = None) -> None:
     """Work until SIGTERM or SIGINT (pm2 sends that one), or until idle for so long. Running trainings go on."""
-    gc.set_threshold(20_000, 20, 20)  # a thousand jobs are a million objects that stay: looking through them costs a quarter of our CPU
+    # A thousand jobs are a million objects that stay: looking through them again and again costs a quarter of our CPU.
+    gc.set_threshold(20_000, 20, 20)
     settings = app.settings
     worker = Worker(await app.shop(), lease_s=settings.lease_s, max_jobs=max_jobs or settings.max_jobs)
     loop = asyncio.get_running_loop()
