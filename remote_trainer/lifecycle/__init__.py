@@ -8,7 +8,8 @@ The one effect that is not repeated is ``Create``: it goes out only with the ver
 Whoever finds ``requested_at`` saved and no instance looks for the label instead, and asks anew only when the provider has shown that
 there is none (``visibility_lag_s`` over, complete listing).
 
-Cancelling: a wish that the store accepted always ends in CANCELLED, whatever else happens; what there is of artifacts is kept.
+Cancelling: a wish that the store accepted ends in CANCELLED, whatever else happens, and what there is of artifacts is kept. (A wish
+that arrives while the save that ends the job is on its way finds the job ended.)
 
 Rules for editing: everything that moves a phase is in this file, and every move is in ``TRANSITIONS`` (``_move`` refuses others).
 A new phase needs a row there, a function in ``_DECIDE``, a line in docs/lifecycle.md (generated: ``make docs``). Time is an argument;

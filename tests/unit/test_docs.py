@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from remote_trainer.model import Phase, Reason, Verdict
+from remote_trainer.ports import Abilities
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -32,3 +34,9 @@ def test_every_phase_verdict_and_reason_is_documented() -> None:
     text = (DOCS / "lifecycle.md").read_text(encoding="utf-8")
     missing = [member for kind in (Phase, Verdict, Reason) for member in kind if f"`{member}`" not in text]
     assert missing == []
+
+
+def test_every_driver_ability_is_documented() -> None:
+    """A new ability of drivers cannot go undocumented."""
+    text = (DOCS / "drivers.md").read_text(encoding="utf-8")
+    assert [each.name for each in dataclasses.fields(Abilities) if f"| `{each.name}` |" not in text] == []
