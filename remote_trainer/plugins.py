@@ -7,6 +7,7 @@ importing this and listing names must stay cheap; YAML, schemas and drivers are 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -187,6 +188,13 @@ def make_driver(name: str, options: Mapping[str, Any], settings: DriverSettings)
     """Import a driver and make one. NotFound; Conflict if two packages bring it; ConfigError for bad options or missing parts."""
     driver: Driver = _driver_class(name)(options, settings)
     return driver
+
+
+def load_drivers() -> None:
+    """Import every installed driver, so that no job waits for it. One that cannot be imported is told when a job asks for it."""
+    for name in driver_names():
+        with contextlib.suppress(ConfigError, Conflict):
+            _driver_class(name)
 
 
 def driver_options(name: str) -> Mapping[str, Any]:

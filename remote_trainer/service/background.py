@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from remote_trainer import log
+from remote_trainer import log, plugins
 from remote_trainer.config import Settings
 from remote_trainer.errors import StoreUnavailable
 from remote_trainer.policy import backoff_s
@@ -48,6 +48,8 @@ async def run_worker(app: App, *, until_idle_s: float | None = None, max_jobs: i
     """Work until SIGTERM or SIGINT (pm2 sends that one), or until idle for so long. Running trainings go on."""
     # A thousand jobs are a million objects that stay: looking through them again and again costs a quarter of our CPU.
     gc.set_threshold(20_000, 20, 20)
+    if until_idle_s is None:
+        plugins.load_drivers()  # a service has the time; the worker that a waiting user has just started imports what it needs
     settings = app.settings
     worker = Worker(await app.shop(), lease_s=settings.lease_s, max_jobs=max_jobs or settings.max_jobs)
     loop = asyncio.get_running_loop()
