@@ -103,7 +103,6 @@ class Settings(BaseSettings):
     cache_dir: AbsolutePath = Field(
         default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"), description="packed datasets, named by digest; may be deleted"
     )
-    cache_max_gb: float = Field(default=50.0, ge=0, description="size the cache is kept below, GB (10⁹ bytes)")
     secrets_dir: AbsolutePath = Field(
         default_factory=lambda: Path(os.environ.get("CREDENTIALS_DIRECTORY") or _config_dir() / "secrets"),
         description="folder with one file for each secret, readable by the owner only; under systemd its credentials folder",
@@ -143,7 +142,6 @@ class Settings(BaseSettings):
         default=10.0, ge=1, description="how long a silent worker keeps its jobs before another one takes them"
     )
     collect_interval_s: Seconds = Field(default=10.0, description="how often settled files of a running job are fetched")
-    orphan_after_s: Seconds = Field(default=300.0, description="age at which an instance that no job claims is given back")
     limits: LimitSettings = LimitSettings()
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severity that is logged")

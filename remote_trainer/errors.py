@@ -11,6 +11,7 @@
     ├── DriverError                   driver, operation, attempt label; one of three kinds
     │   ├── Transient                 try again later (``retry_after_s``)
     │   ├── Permanent                 trying again cannot help
+    │   │   └── NoCapacity                no machine fits what is wanted
     │   └── Ambiguous                 it may have taken effect: observe, never repeat blindly
     ├── TransportError                the way to the host
     │   ├── HostUnreachable           says nothing about what runs there
@@ -141,6 +142,12 @@ class Permanent(DriverError):
     """Authentication, balance, an offer that is gone, no capacity, an invalid request: the same call cannot succeed."""
 
     exit_code = 21
+
+
+class NoCapacity(Permanent):
+    """The driver has no machine that fits what the job wants."""
+
+    exit_code = 29
 
 
 class Ambiguous(DriverError):

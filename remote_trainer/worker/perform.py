@@ -16,7 +16,7 @@ from typing import Protocol, assert_never
 from remote_trainer import effects as fx
 from remote_trainer import log
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.errors import ConfigError, HostLacks, HostWiped, InvariantBroken, Permanent, Transient
+from remote_trainer.errors import ConfigError, HostLacks, HostWiped, InvariantBroken, NoCapacity, Transient
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.depot import Depot
 from remote_trainer.model import (
@@ -116,7 +116,7 @@ class Performer:
         tried = frozenset(attempt.offer.id for attempt in job.attempts[:-1] if attempt.offer is not None)
         offer = choose_offer(offers, job.plan.resources, job.limits, tried)
         if offer is None:
-            raise Permanent(
+            raise NoCapacity(
                 f"driver {job.driver} has no machine that fits {job.plan.resources} among {len(offers)} offers: "
                 "ask for less, or use another driver",
                 driver=job.driver,

@@ -18,6 +18,7 @@ _JUDGEMENT: tuple[tuple[type[BaseException], Severity, Reason], ...] = (
     (errors.HostLacks, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
     (errors.HostFull, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
     (errors.HostWiped, Severity.WIPED, Reason.HOST_WIPED),
+    (errors.NoCapacity, Severity.FATAL, Reason.NO_CAPACITY),
     (errors.Permanent, Severity.FATAL, Reason.PROVISIONING_FAILED),
     (errors.DatasetError, Severity.FATAL, Reason.TRANSFER_FAILED),
     (errors.UsageError, Severity.FATAL, Reason.INTERNAL),
@@ -47,18 +48,14 @@ def judge(
 
 def _judgement(effect: Effect, error: BaseException) -> tuple[Severity, Reason]:
     if isinstance(error, errors.LoginRefused) and isinstance(effect, PrepareHost):
-        return (
-            Severity.UNSUITABLE,
-            Reason.HOST_UNSUITABLE,
-        )  # later on it may be a key that is being replaced: what runs there runs
+        # Only now: later on it may be a key that is being replaced, and what runs there runs.
+        return Severity.UNSUITABLE, Reason.HOST_UNSUITABLE
     for kind, severity, reason in _JUDGEMENT:
         if isinstance(error, kind):
             if isinstance(effect, (FollowStep, CollectOutputs)) and isinstance(error, (errors.HostFull, errors.HostLacks)):
                 break  # the step goes on all the same; space may come back
             if isinstance(effect, Create) and isinstance(error, errors.Permanent):
-                return (
-                    Severity.UNSUITABLE,
-                    reason,
-                )  # most often the offer was taken by somebody else: the next attempt asks for another
+                # Most often the offer was taken by somebody else: the next attempt asks for another one.
+                return Severity.UNSUITABLE, reason
             return severity, reason
     return Severity.RETRY, Reason.INTERNAL

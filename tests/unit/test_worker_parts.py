@@ -47,6 +47,7 @@ def judged(effect: fx.Effect, error: Exception, *, borrowed: bool = True, before
         (FOLLOW, errors.HostWiped("x"), True, Severity.WIPED, Reason.HOST_WIPED),
         (fx.Create("l"), errors.Ambiguous("x"), False, Severity.RETRY, Reason.INTERNAL),
         (fx.Create("l"), errors.Permanent("x"), False, Severity.UNSUITABLE, Reason.PROVISIONING_FAILED),
+        (fx.ChooseOffer(), errors.NoCapacity("x"), False, Severity.FATAL, Reason.NO_CAPACITY),
         (fx.ShipInputs("l", None), errors.DatasetError("x"), True, Severity.FATAL, Reason.TRANSFER_FAILED),
         (fx.ShipInputs("l", None), errors.DigestMismatch("x"), True, Severity.RETRY, Reason.INTERNAL),
     ],
