@@ -20,7 +20,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
-from tests.support import containers, mongo, network, s3, suites  # noqa: E402
+from tests.support import containers, evidence, mongo, network, s3, suites  # noqa: E402
 from tests.support import sshd as ssh_servers  # noqa: E402
 from tests.support.containers import ContainerHost, Fleet  # noqa: E402
 from tests.support.mongo import MongoServer  # noqa: E402
@@ -29,12 +29,15 @@ from tests.support.sshd import SshdServer  # noqa: E402
 
 _CHEAPEST_FIRST = ("unit", "sim", "contract", "integration", "train", "e2e")
 _LEFT_OUT = pytest.StashKey[dict[str, str]]()
+_TALLIES = pytest.StashKey[dict[tuple[str, str], evidence.Tally]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for suite in suites.CHECKS:
         config.addinivalue_line("markers", f"{suite}: left out where its real part is missing")
+    config.addinivalue_line("markers", "fault(name): tries to break promises in that way; names are in tests/support/evidence.py")
     config.stash[_LEFT_OUT] = {}
+    config.stash[_TALLIES] = {}
     network.block()
 
 
@@ -64,11 +67,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """A test that skips itself is left out too, and is told like a suite."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed and (tally := _tally(item)) is not None:
+        tally.violations += 1
     if report.skipped and not hasattr(report, "wasxfail") and report.when == "call":
         item.config.stash[_LEFT_OUT][item.nodeid] = str(report.longrepr[2]).removeprefix("Skipped: ")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    evidence.keep(list(session.config.stash[_TALLIES].values()))
     if suites.REQUIRE_ALL and session.config.stash[_LEFT_OUT] and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -84,9 +90,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line("FAILED: REMOTE_TRAINER_REQUIRE_ALL=1 lets nothing be left out", red=True)
 
 
+def _tally(item: pytest.Item) -> evidence.Tally | None:
+    """Return what counts the runs of the fault a test names."""
+    mark = item.get_closest_marker("fault")
+    if mark is None:
+        return None
+    fault, where = mark.args[0], item.path.relative_to(item.config.rootpath).as_posix()
+    assert fault in evidence.FAULTS, f"no such fault: {fault}"
+    return item.config.stash[_TALLIES].setdefault((fault, where), evidence.Tally(fault, where))
+
+
 def _cost(config: pytest.Config, item: pytest.Item) -> int:
     folder = item.path.relative_to(config.rootpath / "tests").parts[0]
     return _CHEAPEST_FIRST.index(folder) if folder in _CHEAPEST_FIRST else len(_CHEAPEST_FIRST)
+
+
+@pytest.fixture(autouse=True)
+def _one_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that names a fault is one run of it, unless it counts its runs itself."""
+    tally = _tally(request.node)
+    before = tally.runs if tally else 0
+    yield
+    if tally and tally.runs == before:
+        tally.ran()
+
+
+@pytest.fixture(name="evidence")
+def _evidence(request: pytest.FixtureRequest) -> evidence.Tally:
+    """Counts the runs and recoveries of a test that names a fault."""
+    tally = _tally(request.node)
+    assert tally is not None, "only a test marked with its fault has evidence to give"
+    return tally
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ _SLOW: dict[Phase, dict[str, float]] = {
 }
 
 
+@pytest.mark.fault("worker-killed")
 @pytest.mark.parametrize("phase", _SLOW)
 async def test_a_killed_worker_is_replaced(own_sshd: SshdServer, tmp_path: Path, phase: Phase) -> None:
     """A worker killed in any phase costs a job nothing: it ends DONE, each step started once, log and artifacts exact."""
