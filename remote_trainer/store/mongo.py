@@ -203,8 +203,7 @@ class MongoStore:
         """Return all holders with a lease that runs."""
         async with self._using():
             running = {"holder": {"$type": "string"}, "expires": {"$gt": await self._now()}}
-            rows = await self._jobs.find(running, {"holder": 1}).to_list()
-        return sorted({str(row["holder"]) for row in rows})
+            return sorted(str(holder) for holder in await self._jobs.distinct("holder", running))
 
     # ---- saving
 

@@ -16,7 +16,7 @@ from remote_trainer.errors import LeaseLost, RemoteTrainerError, StoreUnavailabl
 from remote_trainer.model import Event, JobId, Lease, Token
 from remote_trainer.policy import backoff_s
 from remote_trainer.ports import Change
-from remote_trainer.worker.identity import holder, is_dead
+from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.notify import notify, watchdog_s
 from remote_trainer.worker.runner import JobRunner
 from remote_trainer.worker.shop import Shop
@@ -25,6 +25,8 @@ _log = log.get()
 
 #: Wakes of the store within that time are answered together: another worker's writes wake us too.
 _WAKE_GAP_S = 0.02
+#: How often workers of this machine are looked at: one that died need not cost its jobs a whole lease.
+_NEIGHBOURS_S = 1.0
 
 
 class Worker:
@@ -52,6 +54,8 @@ class Worker:
             asyncio.create_task(self._intake(), name="intake"),
             asyncio.create_task(self._wakes(), name="wakes"),
         }
+        if tells(self.name):
+            sides.add(asyncio.create_task(self._neighbours(), name="neighbours"))
         if (every := watchdog_s()) is not None:
             sides.add(asyncio.create_task(self._watchdog(every), name="watchdog"))
         if until_idle_s is not None:
@@ -68,6 +72,13 @@ class Worker:
             await asyncio.shield(self._drain(sides, stopping))
 
     # -- taking jobs
+
+    async def _neighbours(self) -> None:
+        """Take over from workers of this machine as soon as they are dead."""
+        while True:
+            await self._shop.clock.sleep(_NEIGHBOURS_S)
+            with contextlib.suppress(StoreUnavailable):  # the intake complains
+                await self._evict_dead()
 
     async def _evict_dead(self) -> None:
         """Let leases of processes of this machine that are provably dead run out at once."""

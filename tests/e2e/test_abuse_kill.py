@@ -12,7 +12,8 @@ import pytest
 
 from remote_trainer.model import Job, Phase
 from remote_trainer.testing.netfault import Link
-from tests.support.rig import LONG, heavy, installation
+from tests.support.evidence import Tally
+from tests.support.rig import LONG, heavy, installation, wait_for
 from tests.support.sshd import SshdServer
 
 
@@ -96,15 +97,26 @@ async def test_kills_at_random(own_sshd: SshdServer, tmp_path: Path) -> None:
             await rig.check(await rig.ended(job))
 
 
-async def test_takeover_on_the_same_machine_is_quick(own_sshd: SshdServer, tmp_path: Path) -> None:
+@pytest.mark.fault("worker-killed")
+@pytest.mark.parametrize("standing_by", [False, True], ids=["started again", "standing by"])
+async def test_takeover_on_the_same_machine_is_quick(
+    own_sshd: SshdServer, tmp_path: Path, standing_by: bool, evidence: Tally
+) -> None:
     """A worker that finds the dead holder of a lease on its own machine does not wait for the lease to run out."""
     async with installation(tmp_path / "rig", own_sshd, lease_s=600) as rig:
         worker = rig.worker()
-        job = await rig.submit(lines=40, delay_s=0.1)
+        job = await rig.submit(lines=60, delay_s=0.1)
         await rig.log_has(job, 1)
+        if standing_by:
+            other = rig.worker()
+            await asyncio.to_thread(wait_for, lambda: '"started"' in other.log, "the second worker")
+            size = len(await rig.log(job))
+            await rig.log_has(job, size + 100)
+            assert "evicted_dead_worker" not in other.log, "the living keep their jobs"
         worker.kill()
-        began, size = time.monotonic(), len(await rig.log(job))
-        rig.worker()
+        killed_at, size = time.monotonic(), len(await rig.log(job))
+        if not standing_by:
+            rig.worker()
         await rig.log_has(job, size + 1)
-        print(f"takeover after {time.monotonic() - began:.2f} s")
+        evidence.recovered(time.monotonic() - killed_at, f"the same machine, {'standing by' if standing_by else 'started again'}")
         await rig.check(await rig.ended(job))

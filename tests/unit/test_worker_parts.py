@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from remote_trainer import errors
 from remote_trainer.effects import Severity
 from remote_trainer.model import Attempt, Input, Job, JobId, Pattern, Plan, PlannedStep, Reason, StepRun
 from remote_trainer.policy import Policy
-from remote_trainer.worker.identity import holder, is_dead
+from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.metrics import LineReader, PatternReader, read_json_line
 from remote_trainer.worker.script import step_script
 from remote_trainer.worker.trouble import judge
@@ -152,8 +153,56 @@ def test_a_dead_holder_is_told_from_a_live_one() -> None:
     with subprocess.Popen(["true"]) as process:
         pid = process.pid
     machine = holder().partition("#")[0]
+    assert tells(holder())
     assert not is_dead(holder())
     assert is_dead(f"{machine}#{pid}.123")
     assert is_dead(f"{machine}#{os.getpid()}.123")
-    assert not is_dead("elsewhere/0123/1#1.1")
+
+
+def test_a_holder_that_nobody_has_waited_for_is_dead() -> None:
+    """A worker that was killed is dead before its service manager has noticed."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        name = f"{holder().partition('#')[0]}#{process.pid}.{Path(f'/proc/{process.pid}/stat').read_text().split()[21]}"
+        assert not is_dead(name)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_dead(name)
+
+
+def test_who_cannot_be_told_is_alive() -> None:
+    """Other machines, names that do not say where they are, and processes that may not be looked at are never judged dead."""
+    host, boot, namespace = holder().partition("#")[0].split("/")
+    with subprocess.Popen(["true"]) as process:
+        gone = f"{process.pid}.123"
+    for place in (f"elsewhere/{boot}/{namespace}", f"{host}/01234567/{namespace}", f"{host}/{boot}/1", f"{host}/-/-", host):
+        assert not is_dead(f"{place}#{gone}")
+    for process_part in ("", "x.1", "-1.1", "².", f"{process.pid}.-", f"{10**30}.1"):
+        assert not is_dead(f"{host}/{boot}/{namespace}#{process_part}")
     assert not is_dead("nonsense")
+
+
+_NAME_AND_WAIT = """\
+import sys
+from remote_trainer.worker.identity import holder, is_dead, tells
+print(holder(), flush=True)
+for line in sys.stdin:
+    print(is_dead(line.strip()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("proc", ["--mount-proc", None], ids=["own /proc", "the machine's /proc"])
+def test_another_pid_namespace_is_another_machine(proc: str | None) -> None:
+    """A live worker in a container that shares this machine's name and boot is never judged dead from outside, nor we from inside."""
+    options = [*([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--pid", "--fork", "--kill-child"]
+    command = ["unshare", *options, *filter(None, [proc]), sys.executable, "-c", _NAME_AND_WAIT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as inside:
+        assert inside.stdin is not None and inside.stdout is not None and inside.stderr is not None
+        name = inside.stdout.readline().strip()
+        if not name:
+            pytest.skip(f"no pid namespace can be made here: {inside.stderr.read()}")
+        assert not is_dead(name)
+        for asked in (holder(), name):
+            inside.stdin.write(asked + "\n")
+            inside.stdin.flush()
+            assert inside.stdout.readline() == "False\n"
+        inside.stdin.close()
