@@ -169,6 +169,8 @@ class Collected:
 class Seen:
     """Everything observed about a job by this worker. Merged from effects' results; never saved."""
 
+    since: datetime  # when this worker took the job, by its own clock
+    broken: str = ""  # a bug of ours that keeps the job from being moved by its rules
     offer: Offer | None = None
     created: Instance | None = None  # the reply to Create
     creating: bool = False  # a Create of ours is under way
@@ -194,6 +196,3 @@ class Seen:
         """Return this plus (or, with None, without) a failure of one kind of effect."""
         others = {kind: known for kind, known in self.troubles.items() if kind is not effect}
         return replace(self, troubles=others if trouble is None else {**others, effect: trouble})
-
-
-NOTHING_SEEN = Seen()

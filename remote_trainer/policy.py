@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from remote_trainer.model import Attempt, Job, Limits, Offer, Resources, Retries
+from remote_trainer.model import Attempt, Job, Limits, Offer, Reason, Resources, Retries
 
 #: Ten years: longer waits are the same as none ending, and dates end somewhere.
 FOREVER_S = 10 * 366 * 86400.0
@@ -25,10 +25,15 @@ class Policy:
     transfer_timeout_s: float = 6 * 3600.0
     fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded
     fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left
+    fetch_overtime_s: float = 3600.0  # for results of a rented machine once a limit of the job is reached
     stop_timeout_s: float = 900.0  # after a step's own grace: a host that does not confirm its end by then is given up
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
     lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
+    reap_every_s: float = 60.0  # how often is looked for rented machines that no attempt claims
+    reap_grace_s: float = 120.0  # how long such a machine must have been seen before it is destroyed
+    reap_unknown_s: float = 3600.0  # the same for a machine of a job that the store does not know: it may be an old copy
+    reap_overtime_s: float = 2 * 3600.0  # so long after a job's limit nothing of it is claimed any more, whatever it says
     retry_base_s: float = 0.25
     retry_max_s: float = 30.0
     unreachable_note_s: float = 10.0  # silence for that long is worth telling the user
@@ -85,3 +90,31 @@ def deadline(job: Job) -> datetime | None:
     if not job.attempts or not job.limits.max_hours:
         return None
     return job.attempts[0].started_at + timedelta(seconds=min(FOREVER_S, job.limits.max_hours * 3600))
+
+
+def spent_at(job: Job) -> datetime | None:
+    """Return when ``max_cost`` is reached if the current attempt goes on, None if it never is."""
+    attempt = job.attempt
+    if attempt is None or not job.limits.max_cost:
+        return None
+    left = job.limits.max_cost - sum((attempt_cost(past, past.started_at) for past in job.attempts[:-1]), Decimal(0))
+    if left <= 0:
+        return attempt.started_at
+    if attempt.offer is None or attempt.requested_at is None or not attempt.offer.price_per_hour:
+        return None
+    seconds = float(left / attempt.offer.price_per_hour) * 3600
+    return attempt.requested_at + timedelta(seconds=min(FOREVER_S, seconds))
+
+
+def limit(job: Job) -> tuple[datetime, Reason] | None:
+    """Return the moment from which a job may not go on spending, and which of its limits that is; None without limits."""
+    known = [(deadline(job), Reason.TIME_LIMIT), (spent_at(job), Reason.COST_LIMIT)]
+    return min(((at, reason) for at, reason in known if at is not None), default=None, key=lambda reached: reached[0])
+
+
+def claims(job: Job | None, label: str, now: datetime, policy: Policy) -> bool:
+    """Does a job claim the machine of that label? Only a live attempt does, and not for ever once the job is over its limits."""
+    if job is None or job.phase.terminal or job.attempt is None or job.attempt.label != label:
+        return False
+    reached = limit(job)
+    return reached is None or now < reached[0] + timedelta(seconds=policy.reap_overtime_s)

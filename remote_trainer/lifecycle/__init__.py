@@ -4,9 +4,9 @@ Theory of operation. A worker that holds a job's lease repeats: observe, decide,
 given the saved job and what this worker has seen since it took the job, and returns the job as it should be saved plus the effects that
 are wished for now. Wishes are repeated until ``Seen`` shows them fulfilled; nothing is remembered in between, so a crash costs one tick.
 
-The one effect that is not repeated is ``Create``: it goes out only with the very decision that saves ``requested_at``, after that save.
-Whoever finds ``requested_at`` saved and no instance looks for the label instead, and asks anew only when the provider has shown that
-there is none (``visibility_lag_s`` over, complete listing).
+The one effect that is not repeated is ``Create``: it goes out only with the very decision that saves ``requested_at``, after that save;
+the shell notes ``Seen.creating`` with it. Whoever finds ``requested_at`` saved and no instance looks for the label instead, and asks
+anew only when the provider has shown that there is none (``visibility_lag_s`` over, complete listing).
 
 Cancelling: a wish that the store accepted ends in CANCELLED, whatever else happens, and what there is of artifacts is kept. (A wish
 that arrives while the save that ends the job is on its way finds the job ended.)
@@ -21,11 +21,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from remote_trainer.lifecycle.renting import provisioning, queued, releasing, transferring
-from remote_trainer.lifecycle.rules import TRANSITIONS, Decision, Moment, label_of
+from remote_trainer.lifecycle.rules import TRANSITIONS, Decision, Moment, forget, label_of, standing
 from remote_trainer.lifecycle.running import executing, fetching
 from remote_trainer.model import Job, Phase
 
-__all__ = ["TRANSITIONS", "Decision", "Moment", "decide", "label_of"]
+__all__ = ["TRANSITIONS", "Decision", "Moment", "decide", "forget", "label_of"]
 
 _DECIDE: dict[Phase, Callable[[Job, Moment], Decision]] = {
     Phase.QUEUED: queued,
@@ -41,4 +41,6 @@ def decide(job: Job, moment: Moment) -> Decision:
     """Return the next state of a job and what to do about it. Pure and total."""
     if job.phase.terminal:
         return Decision(job=job)
+    if moment.seen.broken and job.phase not in (Phase.QUEUED, Phase.RELEASING):
+        return standing(job, moment)
     return _DECIDE[job.phase](job, moment)

@@ -109,15 +109,15 @@ def _renting(job: Job, moment: Moment) -> Decision:
         return Decision(job=put(job, asked), effects=(Create(attempt.label),))
     if moment.abilities.borrowed:
         return wish(job, moment, Create(attempt.label), wake_at=_provisioned_by(job, moment))  # asking again is free
-    if seen.instances is not None and _shows_everything(job, moment):
+    if seen.instances is not None and _shows_everything(moment):
         return again(put(job, replace(attempt, offer=None, requested_at=None)))
     return wish(job, moment, look(job, moment, 5.0), wake_at=moment.now + timedelta(seconds=5))
 
 
-def _shows_everything(job: Job, moment: Moment) -> bool:
+def _shows_everything(moment: Moment) -> bool:
     """Is the last listing late enough to show whatever we have asked for, and nothing of it still on its way?"""
     seen_at = moment.seen.instances_at
-    return seen_at is not None and seen_at >= settled_at(job, moment) and not moment.seen.creating
+    return seen_at is not None and seen_at >= settled_at(moment) and not moment.seen.creating
 
 
 def _booting(job: Job, moment: Moment, instance: Instance) -> Decision:
@@ -174,8 +174,7 @@ def _returning(job: Job, moment: Moment) -> Decision:
     attempt, seen = current(job), moment.seen
     if attempt.requested_at is None and attempt.instance is None:
         return _finish(job, moment)  # nothing was ever asked for
-    fresh = seen.instances_at is not None and attempt.releasing_at is not None and seen.instances_at >= attempt.releasing_at
-    if fresh and _shows_everything(job, moment) and seen.instances == ():
+    if _shows_everything(moment) and seen.instances == ():
         return _finish(job, moment)
     known = (attempt.instance, seen.created, *(seen.instances or ()))
     there = dict.fromkeys(one.id for one in known if one is not None and one.label == attempt.label)

@@ -149,22 +149,34 @@ def wish(job: Job, moment: Moment, *effects: Effect | None, wake_at: datetime | 
 
 def overrun(job: Job, moment: Moment) -> tuple[Reason, str] | None:
     """Return why the job may not go on spending, or None."""
-    end = choices.deadline(job)
-    if end is not None and moment.now >= end:
-        return Reason.TIME_LIMIT, f"max_hours of {job.limits.max_hours:g} h is over"
-    if job.limits.max_cost and (cost := choices.job_cost(job, moment.now)) >= job.limits.max_cost:
-        return Reason.COST_LIMIT, f"cost {cost:.4f} reached max_cost {job.limits.max_cost}"
-    return None
+    reached = choices.limit(job)
+    if reached is None or moment.now < reached[0]:
+        return None
+    if reached[1] is Reason.TIME_LIMIT:
+        return reached[1], f"max_hours of {job.limits.max_hours:g} h is over"
+    return reached[1], f"cost {choices.job_cost(job, moment.now):.4f} reached max_cost {job.limits.max_cost}"
 
 
-def limit_at(job: Job, moment: Moment) -> datetime | None:
-    """Return when a limit will be reached at the latest, for the alarm clock."""
-    times = [end for end in [choices.deadline(job)] if end is not None]
-    attempt = job.attempt
-    if job.limits.max_cost and attempt is not None and attempt.offer is not None and attempt.offer.price_per_hour:
-        left = max(job.limits.max_cost - choices.job_cost(job, moment.now), job.limits.max_cost / 10**6)
-        times.append(moment.now + timedelta(hours=min(24.0, float(left / attempt.offer.price_per_hour))))
-    return min(times, default=None)
+def forget(seen: Seen, before: Job, after: Job, now: datetime) -> Seen:
+    """Return what is still worth knowing once a job was saved so."""
+    if len(after.attempts) != len(before.attempts):
+        # What was seen of the last attempt says nothing of this one: another host, other steps of the same names.
+        return Seen(since=now)
+    if after.phase is P.RELEASING and before.phase is not P.RELEASING:
+        # The listing that made an instance pass for gone is not the one that ends the job.
+        return replace(seen, instances=None, instances_at=None)
+    return seen
+
+
+def standing(job: Job, moment: Moment) -> Decision:
+    """A bug of ours keeps the rules from moving the job: its machine is kept for a human, as long as limits and user allow."""
+    message = f"internal error, the job stands still and its machine is kept: {moment.seen.broken}"
+    if job.cancel_requested_at is not None:
+        return release(job, moment, Verdict.CANCELLED, Reason.CANCELLED_BY_USER, f"cancelled by the user; {message}")
+    if over := overrun(job, moment):
+        return release(job, moment, Verdict.FAILED, over[0], f"{over[1]}; {message}")
+    note = f"{message}; report it, then restart the worker or cancel the job"
+    return Decision(job=replace(job, note=note), wake_at=soon(job, moment))
 
 
 def hopeless(moment: Moment, *kinds: type[Effect]) -> Trouble | None:
@@ -187,12 +199,14 @@ def ours(job: Job, moment: Moment) -> Instance | None:
     return next((found for found in moment.seen.instances or () if mine is not None and found.id == mine.id), None)
 
 
-def settled_at(job: Job, moment: Moment) -> datetime:
-    """Return from when on a listing shows whatever our request may have made."""
-    attempt, answered_at = current(job), moment.seen.answered_at
+def settled_at(moment: Moment) -> datetime:
+    """Return from when on a listing shows whatever the attempt's request may have made.
+
+    Counted on this worker's clock alone, since another one's may go wrong: from the answer to its own request, or from when it took
+    the job: a request of an earlier holder was sent before that, or is not sent any more (``Performer._check_in_time``).
+    """
     lag_s = moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
-    asked_at = attempt.requested_at or attempt.started_at
-    return (max(asked_at, answered_at) if answered_at else asked_at) + timedelta(seconds=lag_s)
+    return (moment.seen.answered_at or moment.seen.since) + timedelta(seconds=lag_s)
 
 
 def gone(job: Job, moment: Moment) -> bool:
@@ -203,7 +217,7 @@ def gone(job: Job, moment: Moment) -> bool:
     found = ours(job, moment)
     if found is not None:
         return found.state in (InstanceState.STOPPED, InstanceState.BROKEN)
-    return seen.instances_at >= settled_at(job, moment)
+    return seen.instances_at >= settled_at(moment)
 
 
 def look(job: Job, moment: Moment, every_s: float) -> FindInstance | None:
@@ -231,7 +245,8 @@ def destroy(job: Job, moment: Moment, instance_id: str) -> Destroy:
 def soon(job: Job, moment: Moment, *deadlines: datetime | None) -> datetime | None:
     """Return when a job needs a look although nothing happened: at a deadline, a limit, or the next listing of a rented instance."""
     poll = None if moment.abilities.borrowed else moment.now + timedelta(seconds=moment.policy.instance_poll_s)
-    times = [at for at in (limit_at(job, moment), poll, *deadlines) if at is not None]
+    reached = choices.limit(job)
+    times = [at for at in (reached[0] if reached else None, poll, *deadlines) if at is not None]
     return min((at for at in times if at > moment.now), default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import (
@@ -175,12 +176,25 @@ def fetching(job: Job, moment: Moment) -> Decision:
             message = f"the steps exited 0 but left nothing for the required outputs: {names}"
             kept = replace(kept, verdict=Verdict.FAILED, reason=Reason.ARTIFACTS_MISSING, message=message)
         return release(put(job, kept), moment, kept.verdict or Verdict.FAILED, kept.reason or Reason.INTERNAL, kept.message)
-    patience = moment.policy.fetch_timeout_s if succeeded else moment.policy.fetch_partial_timeout_s
+    ends = _fetched_by(job, moment, succeeded)
     trouble = hopeless(moment, CollectOutputs)
-    if trouble is not None or moment.after(attempt.fetching_at, patience) or gone(job, moment):
+    if trouble is not None or moment.now >= ends or gone(job, moment):
         return _unfetched(job, moment, trouble)
     wishes: list[Effect | None] = [CollectOutputs(attempt.label, final=True), look(job, moment, moment.policy.instance_poll_s)]
-    return wish(job, moment, *wishes, wake_at=soon(job, moment, within(attempt.fetching_at, patience)))
+    return wish(job, moment, *wishes, wake_at=soon(job, moment, ends))
+
+
+def _fetched_by(job: Job, moment: Moment, succeeded: bool) -> datetime:
+    """Return when to give up fetching: a rented machine costs money also then, so a job over its limits has less time."""
+    policy, began = moment.policy, current(job).fetching_at or moment.now
+    ends = began + timedelta(
+        seconds=min(choices.FOREVER_S, policy.fetch_timeout_s if succeeded else policy.fetch_partial_timeout_s)
+    )
+    reached = None if moment.abilities.borrowed else choices.limit(job)
+    if reached is None:
+        return ends
+    overtime_s = policy.fetch_overtime_s if succeeded else policy.fetch_partial_timeout_s
+    return min(ends, max(began, reached[0]) + timedelta(seconds=overtime_s))
 
 
 def _unfetched(job: Job, moment: Moment, trouble: Trouble | None) -> Decision:

@@ -12,7 +12,8 @@ from remote_trainer.objects.open import open_objects
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Driver, Objects, Store
 from remote_trainer.store.open import open_store
-from remote_trainer.worker.shop import Shop, SystemClock
+from remote_trainer.worker.clock import SystemClock
+from remote_trainer.worker.shop import Shop
 from remote_trainer.worker.writer import Writer
 
 

@@ -16,7 +16,7 @@ from typing import Protocol, assert_never
 from remote_trainer import effects as fx
 from remote_trainer import log
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.errors import ConfigError, HostLacks, HostWiped, InvariantBroken, NoCapacity, Transient
+from remote_trainer.errors import ConfigError, HostFull, HostLacks, HostWiped, InvariantBroken, NoCapacity, Transient
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.depot import Depot
 from remote_trainer.model import (
@@ -314,6 +314,11 @@ class Performer:
         except HostWiped:
             self._shop.forget_facts(host)
             raise
+        except HostFull:
+            status = (await host.status(label, [key]))[key]
+            if status.state in (StepState.NONE, StepState.UNKNOWN):
+                raise
+            # It was started while there was room: a full disk is no reason to give up what runs.
         self._saw(key, status)
 
     def _secrets(self, plan: Plan, names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from remote_trainer import log
-from remote_trainer.effects import NOTHING_SEEN, Create, Effect, Seen
+from remote_trainer.effects import Create, Effect, Seen
 from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
-from remote_trainer.lifecycle import Decision, Moment, decide
+from remote_trainer.lifecycle import Decision, Moment, decide, forget
 from remote_trainer.model import Event, Job, Lease
 from remote_trainer.ports import Change, Driver
 from remote_trainer.worker.perform import Performer
@@ -34,7 +34,7 @@ class JobRunner:
     def __init__(self, lease: Lease, shop: Shop, driver: Driver) -> None:
         self.job, self.token = lease.job, lease.token
         self._shop, self._driver = shop, driver
-        self._seen = NOTHING_SEEN
+        self._seen = Seen(since=shop.clock.now())
         self._awake = asyncio.Event()
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._fulfilled: set[Effect] = set()
@@ -78,7 +78,7 @@ class JobRunner:
         for _ in range(_TICKS_MAX):
             if self._lost is not None:
                 raise self._lost
-            decision = decide(self.job, self._moment())
+            decision = self._decide()
             if decision.job == self.job:
                 return decision
             await self._save(decision.job)
@@ -87,6 +87,17 @@ class JobRunner:
                     self.observe(lambda seen: replace(seen, creating=True))
                     self._start(effect)
         raise InvariantBroken(f"job {self.job.id} in phase {self.job.phase} changes without end; please report this")
+
+    def _decide(self) -> Decision:
+        """Ask the rules; where they fail, the job stands still, and only its limits and the user's wish still count."""
+        try:
+            return decide(self.job, self._moment())
+        except Exception as error:
+            if self._seen.broken:
+                raise
+            _log.exception(log.event(self.job.phase), action="bug")
+            self._seen = replace(self._seen, broken=f"{type(error).__name__}: {error}")
+            return decide(self.job, self._moment())
 
     def _moment(self) -> Moment:
         return Moment(
@@ -100,17 +111,17 @@ class JobRunner:
     async def _save(self, job: Job) -> None:
         events = tuple(_events(self.job, job, self._moment()))
         await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=job, events=events))
+        before = self.job
         # The wish to cancel may have come in between: it is the store's, not ours to overwrite.
-        wished = job.cancel_requested_at or self.job.cancel_requested_at
-        attempts = len(self.job.attempts)
-        if job.phase is not self.job.phase:
+        self.job = replace(job, cancel_requested_at=job.cancel_requested_at or before.cancel_requested_at)
+        if job.phase is not before.phase:
             _log.info(log.event(job.phase), action="phase", attempt=len(job.attempts), note=job.message or job.note)
-        self.job = replace(job, cancel_requested_at=wished)
-        if attempts != len(job.attempts):
-            # What was seen of the last attempt says nothing of this one: another host, other steps of the same names.
+        if len(job.attempts) != len(before.attempts):
             await self._end_effects()
-            self._fulfilled.clear()
-            self._seen = NOTHING_SEEN
+        still_known = forget(self._seen, before, job, self._shop.clock.now())
+        if still_known is not self._seen:
+            self._seen = still_known
+            self._fulfilled.clear()  # what was found out by them is forgotten
 
     async def _wait(self, decision: Decision) -> None:
         if self.job.phase.terminal:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,18 +21,6 @@ from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
 from remote_trainer.worker.writer import Writer
 
 _FACTS_S = 20.0  # for so long a host is what it said it was: finding out costs it 40 ms
-
-
-class SystemClock:
-    """The machine's own time."""
-
-    def now(self) -> datetime:
-        """Return the aware UTC wall time."""
-        return datetime.now(UTC)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait; cancellable."""
-        await asyncio.sleep(seconds)
 
 
 @dataclass(kw_only=True)
@@ -55,6 +42,10 @@ class Shop:
     _hosts: dict[int, SupervisedHost] = field(default_factory=dict)
     _facts: WeakKeyDictionary[SupervisedHost, tuple[float, HostFacts]] = field(default_factory=WeakKeyDictionary)
     _asking: WeakKeyDictionary[SupervisedHost, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
+
+    def drivers(self) -> Sequence[Driver]:
+        """Return every driver that was asked for so far."""
+        return tuple(self._drivers.values())
 
     def driver(self, name: str, options: Mapping[str, Any]) -> Driver:
         """Return the one driver for a name and its options, so that all jobs of a host share its connection."""

@@ -112,8 +112,8 @@ def _create_again_when_unsure(patch: Patch) -> None:
 
 
 def _believe_absence_at_once(patch: Patch) -> None:
-    patch.setattr(renting, "settled_at", lambda job, moment: rules.current(job).started_at)
-    patch.setattr(rules, "settled_at", lambda job, moment: rules.current(job).started_at)
+    patch.setattr(renting, "settled_at", lambda moment: moment.seen.since)
+    patch.setattr(rules, "settled_at", lambda moment: moment.seen.since)
 
 
 def _end_before_the_instance_is_gone(patch: Patch) -> None:
@@ -121,7 +121,7 @@ def _end_before_the_instance_is_gone(patch: Patch) -> None:
 
 
 def _look_once_and_end(patch: Patch) -> None:
-    patch.setattr(renting, "settled_at", lambda job, moment: moment.now - timedelta(days=1))
+    patch.setattr(renting, "settled_at", lambda moment: moment.now - timedelta(days=1))
 
 
 def _no_fence_in_the_store(patch: Patch) -> None:

@@ -35,7 +35,7 @@ def lived(borrowed: bool, act: Callable[[World, JobRunner, Performer], Awaitable
         job: Job = a_job(world)
         step = replace(job.plan.steps[0], secrets=("HF_TOKEN",))
         job = replace(job, plan=replace(job.plan, steps=(step, *job.plan.steps[1:]), required_secrets=("HF_TOKEN",)))
-        facts = fx.Seen(**seen)
+        facts = fx.Seen(since=EPOCH, **seen)
         moment = Moment(seen=facts, now=EPOCH, policy=POLICY, abilities=process.driver.abilities, deployment="sim")
         while (after := decide(job, moment).job) != job:
             job = after

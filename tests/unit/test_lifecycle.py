@@ -11,7 +11,7 @@ import pytest
 from remote_trainer import effects as fx
 from remote_trainer.effects import Collected, Effect, Seen, Severity, Trouble
 from remote_trainer.errors import InvariantBroken
-from remote_trainer.lifecycle import TRANSITIONS, Decision, Moment, decide
+from remote_trainer.lifecycle import TRANSITIONS, Decision, Moment, decide, forget
 from remote_trainer.lifecycle.rules import move
 from remote_trainer.model import (
     HostFacts,
@@ -49,7 +49,7 @@ class Life:
     """A job and what is seen of it; time moves only when told to."""
 
     def __init__(self, job: Job, abilities: Abilities = BORROWED) -> None:
-        self.job, self.abilities, self.seen, self.now = job, abilities, Seen(), NOW
+        self.job, self.abilities, self.seen, self.now = job, abilities, Seen(since=NOW), NOW
 
     def tick(self) -> Decision:
         """Decide until nothing changes, as a worker does; return the standing wishes (and those that went out on the way)."""
@@ -60,13 +60,23 @@ class Life:
             if decision.job == self.job:
                 return replace(decision, effects=sent + decision.effects)
             assert decision.job.phase is self.job.phase or (self.job.phase, decision.job.phase) in TRANSITIONS
+            self.seen = forget(self.seen, self.job, decision.job, self.now)
             self.job = decision.job
-            sent += tuple(effect for effect in decision.effects if isinstance(effect, fx.Create))
+            creates = tuple(effect for effect in decision.effects if isinstance(effect, fx.Create))
+            if creates:
+                self.seen = replace(self.seen, creating=True)
+            sent += creates
         raise AssertionError("the job changes without end")
 
     def see(self, **facts: object) -> Decision:
+        if "created" in facts:
+            facts |= {"creating": False, "answered_at": self.now}
         self.seen = replace(self.seen, **facts)  # type: ignore[arg-type]
         return self.tick()
+
+    def unsure(self) -> Decision:
+        """The request ends without an answer."""
+        return self.see(creating=False, answered_at=self.now)
 
     def later(self, seconds: float) -> Decision:
         self.now += timedelta(seconds=seconds)
@@ -74,7 +84,7 @@ class Life:
 
     def restart(self) -> Decision:
         """Another worker takes over: it has seen nothing."""
-        self.seen = Seen()
+        self.seen = Seen(since=self.now)
         return self.tick()
 
     def cancel(self) -> Decision:
@@ -196,6 +206,7 @@ def test_asking_again_needs_a_complete_listing_after_the_lag() -> None:
     life = Life(a_job(), RENTED)
     life.tick()
     life.see(offer=OFFER)
+    life.unsure()
     assert "Create" not in kinds(life.see(instances=(), instances_at=life.now))
     assert life.job.attempts[0].requested_at is not None
     life.later(60)
@@ -206,7 +217,7 @@ def test_nothing_is_asked_again_while_the_request_is_under_way() -> None:
     """A request that has not been answered yet may still take effect."""
     life = Life(a_job(), RENTED)
     life.tick()
-    life.see(offer=OFFER, creating=True)
+    life.see(offer=OFFER)
     life.later(60)
     assert "Create" not in kinds(life.see(instances=(), instances_at=life.now))
 
@@ -275,7 +286,7 @@ def test_attempts_are_bounded() -> None:
     """After the last attempt a loss is a failure that says so."""
     life = Life(a_job(limits=Limits(max_attempts=2)))
     for _ in range(2):
-        life.seen = Seen()
+        life.seen = Seen(since=life.now)
         life.to_executing()
         life.step("s1.1", StepState.LOST, why="reboot")
         life.collected()
@@ -293,6 +304,8 @@ def test_a_vanished_instance_skips_the_fetching() -> None:
     life.later(120)
     life.see(instances=(), instances_at=life.now)
     assert life.job.attempts[0].reason is Reason.INSTANCE_GONE
+    assert life.job.phase is Phase.RELEASING, "a second listing must agree"
+    life.see(instances=(), instances_at=life.now)
     assert len(life.job.attempts) == 2
 
 
@@ -406,6 +419,7 @@ def test_a_request_in_doubt_is_destroyed_too() -> None:
     life = Life(a_job(), RENTED)
     life.tick()
     life.see(offer=OFFER)
+    life.unsure()
     life.cancel()
     life.see(instances=(), instances_at=life.now)
     assert life.job.phase is Phase.RELEASING
