@@ -23,6 +23,7 @@ from remote_trainer.model import (
     Instance,
     InstanceState,
     Job,
+    JobId,
     Phase,
     Reason,
     Verdict,
@@ -76,7 +77,19 @@ class Moment:
 
 def label_of(deployment: str, job: Job, number: int) -> str:
     """Return the label under which attempt ``number`` rents: known before the request."""
-    return f"rt-{deployment}-{job.id}-a{number}"
+    return f"{prefix_of(deployment)}{job.id}-a{number}"
+
+
+def prefix_of(deployment: str) -> str:
+    """Return what every label of an installation begins with."""
+    return f"rt-{deployment}-"
+
+
+def job_of(deployment: str, label: str) -> JobId | None:
+    """Return the job that a label of this installation speaks of; None if it has another form."""
+    prefix = prefix_of(deployment)
+    job, _, number = label.removeprefix(prefix).rpartition("-a")
+    return JobId(job) if label.startswith(prefix) and job and number.isdecimal() else None
 
 
 def move(job: Job, phase: Phase, now: datetime) -> Job:

@@ -18,6 +18,7 @@ from remote_trainer.policy import backoff_s
 from remote_trainer.ports import Change
 from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.notify import notify, watchdog_s
+from remote_trainer.worker.reaper import Reaper
 from remote_trainer.worker.runner import JobRunner
 from remote_trainer.worker.shop import Shop
 
@@ -32,8 +33,10 @@ _NEIGHBOURS_S = 1.0
 class Worker:
     """Drives jobs of one store. ``run`` returns when ``stop`` was called and everything is given back."""
 
-    def __init__(self, shop: Shop, *, lease_s: float, max_jobs: int, name: str | None = None) -> None:
-        self._shop, self._lease_s, self._max_jobs = shop, lease_s, max_jobs
+    def __init__(
+        self, shop: Shop, *, lease_s: float, max_jobs: int, name: str | None = None, reaper: Reaper | None = None
+    ) -> None:
+        self._shop, self._lease_s, self._max_jobs, self._reaper = shop, lease_s, max_jobs, reaper
         self.name = name or holder()
         self._runners: dict[JobId, JobRunner] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
@@ -54,6 +57,8 @@ class Worker:
             asyncio.create_task(self._intake(), name="intake"),
             asyncio.create_task(self._wakes(), name="wakes"),
         }
+        if self._reaper is not None:
+            sides.add(asyncio.create_task(self._reaper.run(), name="reaper"))
         if tells(self.name):
             sides.add(asyncio.create_task(self._neighbours(), name="neighbours"))
         if (every := watchdog_s()) is not None:
