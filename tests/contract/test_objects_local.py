@@ -32,6 +32,7 @@ class TestLocalObjects(ObjectsContract):
         await objects.put("t/j/a1/model.bin", path, sha256=digest)
         assert (root / "t/j/a1/model.bin").read_bytes() == b"data"
 
+    @pytest.mark.fault("data-damaged")
     async def test_a_file_changed_by_hand_is_noticed(self, objects: LocalObjects, make: Make, root: Path) -> None:
         """The noted digest is not believed for a file that changed since, nor by verify for one that only looks unchanged."""
         path, digest = make(b"data")
@@ -72,6 +73,7 @@ class TestLocalObjects(ObjectsContract):
         assert not list((objects._root / ".tmp").iterdir())
         await objects.put("key", path, sha256=digest)
 
+    @pytest.mark.fault("worker-killed")
     async def test_what_a_killed_process_left(self, objects: LocalObjects, make: Make, root: Path) -> None:
         """Half a copy that a killed process left is removed after a day; one that may still be written to is not."""
         (root / ".tmp").mkdir(parents=True)

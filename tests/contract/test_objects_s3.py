@@ -97,6 +97,7 @@ class TestS3Objects(ObjectsContract):
             while await asyncio.to_thread(uploads, bucket, "some/prefix/key"):
                 await asyncio.sleep(0.05)  # the abort is the server's to tell
 
+    @pytest.mark.fault("worker-killed")
     async def test_an_upload_left_by_a_killed_process(self, objects: S3Objects, bucket: S3Bucket, make: Make) -> None:
         """Putting a key again ends the upload that a killed process left of it."""
         bucket.server.client().create_multipart_upload(Bucket=bucket.bucket, Key="some/prefix/key")
@@ -113,6 +114,7 @@ class TestS3Objects(ObjectsContract):
         with pytest.raises(DigestMismatch):
             await objects.verify("foreign", size=4, sha256=sha256(b"Data"))
 
+    @pytest.mark.fault("data-damaged")
     async def test_a_false_digest_is_noticed(self, objects: S3Objects, bucket: S3Bucket) -> None:
         """A small object is read again by verify: what its metadata says is not proof enough."""
         note = {"sha256": sha256(b"data")}
@@ -120,6 +122,7 @@ class TestS3Objects(ObjectsContract):
         with pytest.raises(DigestMismatch):
             await objects.verify("key", size=4, sha256=sha256(b"data"))
 
+    @pytest.mark.fault("data-damaged")
     async def test_a_link_that_was_tampered_with(self, objects: S3Objects, make: Make) -> None:
         """A presigned link opens its own object and no other."""
         path, digest = make(b"data")
@@ -153,6 +156,7 @@ async def test_wrong_secret(s3_server: S3Server, tmp_path: Path) -> None:
         await objects.check()
 
 
+@pytest.mark.fault("objects-down")
 async def test_down_and_up_again(start_s3: Callable[[servers.Kind], S3Server], tmp_path: Path) -> None:
     """A server that is down raises ObjectsUnavailable from every verb; once it is back, the same store works again."""
     server = start_s3("juicefs")

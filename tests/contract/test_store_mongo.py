@@ -116,6 +116,7 @@ class TestServerFaults:
         """Let the server fail requests."""
         await store._client.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": how})
 
+    @pytest.mark.fault("store-down")
     async def test_a_killed_server_has_what_it_acknowledged(self, own_mongo: MongoServer, store: MongoStore, url: str) -> None:
         """After `kill -9` of the server every acknowledged save is there, each one whole."""
         lease = await submitted_and_claimed(store)
@@ -133,6 +134,7 @@ class TestServerFaults:
         assert await store.log_streams(lease.job.id) == {LOG: len(written) * 8}
         assert len(await store.read_log(lease.job.id, LOG)) == len(written) * 8
 
+    @pytest.mark.fault("store-down")
     async def test_a_server_that_is_down_and_comes_back(self, own_mongo: MongoServer, store: MongoStore) -> None:
         """While the server is down each verb is StoreUnavailable; afterwards everything works, and a watch that waited wakes."""
         lease = await submitted_and_claimed(store)
@@ -152,6 +154,7 @@ class TestServerFaults:
                 await anext(watch)
         await other.close()
 
+    @pytest.mark.fault("store-down")
     async def test_a_reply_that_is_lost(self, store: MongoStore) -> None:
         """A write whose connection breaks is sent again by the client and takes effect once."""
         lease = await submitted_and_claimed(store)
@@ -160,6 +163,7 @@ class TestServerFaults:
             assert not await store.save([one_write(lease.job.id, lease.token, number)])
         assert await messages(store, lease.job.id) == ["0", "1", "2", "3", "4"]
 
+    @pytest.mark.fault("store-down")
     async def test_a_save_that_failed_after_it_was_written(self, store: MongoStore) -> None:
         """A save that is repeated because nobody could say whether it was written is written once."""
         lease = await submitted_and_claimed(store)
@@ -174,6 +178,7 @@ class TestServerFaults:
         assert await messages(store, lease.job.id) == ["0", "1"]
         assert await store.read_log(lease.job.id, LOG) == b"0000000\n0000001\n"
 
+    @pytest.mark.fault("store-down")
     async def test_a_crash_between_the_requests_of_a_save(self, store: MongoStore) -> None:
         """A save that dies after its copies were made, but before its own update, has changed nothing that can be read."""
         lease = await submitted_and_claimed(store)

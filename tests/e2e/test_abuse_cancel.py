@@ -64,6 +64,7 @@ async def _kept(rig: Rig, ended: Job, phase: Phase) -> None:
             assert await rig.artifacts(ended) == rig.sums(ended)
 
 
+@pytest.mark.fault("cancelled")
 async def test_cancel_in_each_phase(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A job cancelled in any phase ends CANCELLED with what it has left kept, and nothing of it runs any more."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
@@ -77,6 +78,7 @@ async def test_cancel_in_each_phase(own_sshd: SshdServer, tmp_path: Path) -> Non
         wait_for(lambda: own_sshd.programs() == [], "the end of everything the jobs had started", patience_s=10)
 
 
+@pytest.mark.fault("cancelled")
 async def test_cancel_while_queued(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A job that no worker has taken yet is cancelled by the first one that comes, and nothing is started."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
@@ -89,6 +91,7 @@ async def test_cancel_while_queued(own_sshd: SshdServer, tmp_path: Path) -> None
             await jobs.cancel(rig.app, job.id)
 
 
+@pytest.mark.fault("cancelled")
 async def test_cancel_while_the_worker_is_dead(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A wish to cancel that nobody was there to hear is carried out by the next worker."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
@@ -104,6 +107,7 @@ async def test_cancel_while_the_worker_is_dead(own_sshd: SshdServer, tmp_path: P
         wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started", patience_s=10)
 
 
+@pytest.mark.fault("cancelled")
 async def test_cancel_while_the_host_is_cut_off(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A job on a host that cannot be reached is stopped when it can be; until then it says what it waits for."""
     with Link(own_sshd.host, own_sshd.port) as link:
@@ -122,6 +126,7 @@ async def test_cancel_while_the_host_is_cut_off(own_sshd: SshdServer, tmp_path: 
             wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started", patience_s=10)
 
 
+@pytest.mark.fault("hostile-step")
 async def test_a_step_that_hangs_is_stopped(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A step past its own limit is ended with everything it started, and the job says so."""
     async with installation(tmp_path / "rig", own_sshd) as rig:

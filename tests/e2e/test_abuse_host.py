@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from remote_trainer.model import Phase, Reason
 from tests.support.containers import ContainerHost
 from tests.support.rig import LONG, heavy, installation
 from tests.support.sshd import SshdServer
 
 
+@pytest.mark.fault("host-rebooted")
 async def test_a_host_that_reboots(container_host: ContainerHost, tmp_path: Path) -> None:
     """A host that restarts in mid-step costs the work since the last checkpoint: the second attempt goes on from there."""
     async with installation(tmp_path / "rig", container_host, collect_interval_s=1) as rig:
@@ -32,6 +35,7 @@ async def test_a_host_that_reboots(container_host: ContainerHost, tmp_path: Path
         assert "line 60/60" in second
 
 
+@pytest.mark.fault("network-cut")
 @heavy
 async def test_a_container_that_is_cut_off(container_host: ContainerHost, tmp_path: Path) -> None:
     """A host behind a network that drops every packet is waited for; what ran there went on."""
@@ -51,6 +55,7 @@ async def test_a_container_that_is_cut_off(container_host: ContainerHost, tmp_pa
         assert [line for line in lines if line.startswith("line ")] == [f"line {n}/60 value {n * n}" for n in range(1, 61)]
 
 
+@pytest.mark.fault("host-disk-full")
 async def test_a_host_whose_disk_is_full(start_container: Callable[..., ContainerHost], tmp_path: Path) -> None:
     """A step that fills the host's disk fails with its own words, kept; the worker and the next job are not harmed."""
     host = start_container(options=("--tmpfs", "/small:size=40m"))
@@ -65,6 +70,7 @@ async def test_a_host_whose_disk_is_full(start_container: Callable[..., Containe
         await rig.ended(after)
 
 
+@pytest.mark.fault("hostile-step")
 async def test_a_step_that_floods_its_log(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A log of any size arrives whole."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
@@ -73,6 +79,7 @@ async def test_a_step_that_floods_its_log(own_sshd: SshdServer, tmp_path: Path) 
         await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("step-fails")
 async def test_steps_that_go_wrong(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A step that fails, or leaves nothing of what was promised, ends the job with the reason, its log and what there is."""
     async with installation(tmp_path / "rig", own_sshd) as rig:

@@ -56,6 +56,7 @@ async def test_a_killed_worker_is_replaced(own_sshd: SshdServer, tmp_path: Path,
             await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("worker-killed")
 @heavy
 async def test_kills_at_any_moment_of_a_step(own_sshd: SshdServer, tmp_path: Path) -> None:
     """While a step runs, any number of workers may be killed, with bytes of its log on their way."""
@@ -69,6 +70,7 @@ async def test_kills_at_any_moment_of_a_step(own_sshd: SshdServer, tmp_path: Pat
         await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("worker-killed")
 async def test_kills_at_random(own_sshd: SshdServer, tmp_path: Path) -> None:
     """Whenever workers die and however many jobs they had, each job ends DONE and exact."""
     seed = int(os.environ.get("RT_SEED", "7"))

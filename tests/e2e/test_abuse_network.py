@@ -59,6 +59,7 @@ async def _break_and_heal(rig: Rig, link: Link, phase: Phase, data: Path, how: s
     await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("network-cut")
 @pytest.mark.timeout(120 + 2 * CUT_S)
 @pytest.mark.parametrize("how", ["cut", "reset"] if LONG else ["cut"])
 async def test_the_connection_breaks(own_sshd: SshdServer, tmp_path: Path, how: str) -> None:
@@ -72,6 +73,7 @@ async def test_the_connection_breaks(own_sshd: SshdServer, tmp_path: Path, how: 
                     all_phases.create_task(_break_and_heal(rig, link, phase, tmp_path / phase, how), name=phase)
 
 
+@pytest.mark.fault("network-cut")
 async def test_what_was_waited_for_is_over(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A connection that comes and goes all the time is opened again at once each time, and the note goes when it is there."""
     with Link(own_sshd.host, own_sshd.port) as link:

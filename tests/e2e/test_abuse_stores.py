@@ -34,6 +34,7 @@ async def _written(rig: Rig, job: Job, step: str = "second") -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.fault("store-down")
 async def test_a_locked_sqlite_file(own_sshd: SshdServer, tmp_path: Path) -> None:
     """Another process holds the embedded store for longer than anybody waits: the worker lives on and nothing is lost."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
@@ -54,6 +55,7 @@ async def test_a_locked_sqlite_file(own_sshd: SshdServer, tmp_path: Path) -> Non
         assert worker.process.poll() is None
 
 
+@pytest.mark.fault("store-down")
 @heavy
 async def test_a_store_that_is_locked_at_the_start(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A worker that finds the embedded store locked waits for it."""
@@ -69,6 +71,7 @@ async def test_a_store_that_is_locked_at_the_start(own_sshd: SshdServer, tmp_pat
         await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("store-down")
 async def test_a_mongo_server_that_is_killed(own_sshd: SshdServer, own_mongo: MongoServer, tmp_path: Path) -> None:
     """The database server dies and comes back while steps run and end: the worker waits, catches up, and nothing is lost or doubled."""
     url = own_mongo.uri.replace("/?", "/abuse?")
@@ -87,6 +90,7 @@ async def test_a_mongo_server_that_is_killed(own_sshd: SshdServer, own_mongo: Mo
         assert worker.process.poll() is None
 
 
+@pytest.mark.fault("store-down")
 async def test_a_mongo_server_that_is_down_at_the_start(own_sshd: SshdServer, own_mongo: MongoServer, tmp_path: Path) -> None:
     """A worker that finds no database server waits for it and says so."""
     url = own_mongo.uri.replace("/?", "/abuse?")
@@ -99,6 +103,7 @@ async def test_a_mongo_server_that_is_down_at_the_start(own_sshd: SshdServer, ow
         await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("objects-down")
 async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Callable[[str], S3Server], tmp_path: Path) -> None:
     """Artifacts wait here while the object store is away; the job is DONE only once they are verified there."""
     server = start_s3("juicefs")
@@ -126,6 +131,7 @@ async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Call
         assert [path for path in spool.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.fault("objects-down")
 async def test_an_object_folder_that_cannot_be_written(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A folder of objects that is not there for a while is waited for, and the note says which."""
     async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1) as rig:

@@ -7,11 +7,14 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from remote_trainer.model import Phase
 from tests.support.rig import heavy, installation
 from tests.support.sshd import SshdServer
 
 
+@pytest.mark.fault("worker-replaced")
 async def test_workers_share_the_jobs(own_sshd: SshdServer, tmp_path: Path) -> None:
     """Three workers on one store: each job is driven by one of them, from its first phase to its last."""
     async with installation(tmp_path / "rig", own_sshd, max_jobs=4) as rig:
@@ -27,6 +30,7 @@ async def test_workers_share_the_jobs(own_sshd: SshdServer, tmp_path: Path) -> N
         assert all(worker.process.poll() is None for worker in workers)
 
 
+@pytest.mark.fault("worker-frozen")
 async def test_a_frozen_worker_changes_nothing_when_it_wakes(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A worker that slept longer than its lease finds its job taken: it lets go, and neither store nor host takes anything from it."""
     async with installation(tmp_path / "rig", own_sshd, lease_s=1.5) as rig:
@@ -48,6 +52,7 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes(own_sshd: SshdServe
             assert _phases_logged(first.log, job.id) == ["provisioning", "transferring", "executing"]
 
 
+@pytest.mark.fault("worker-frozen")
 @heavy
 async def test_workers_that_take_turns_at_sleeping(own_sshd: SshdServer, tmp_path: Path) -> None:
     """However often the jobs change hands, with the loser still alive, each ends exact."""
@@ -65,6 +70,7 @@ async def test_workers_that_take_turns_at_sleeping(own_sshd: SshdServer, tmp_pat
             await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("worker-replaced")
 async def test_a_drained_worker_hands_over_at_once(own_sshd: SshdServer, tmp_path: Path) -> None:
     """SIGTERM: the worker gives its leases back and ends; the step goes on, and the next worker has it long before the lease is over."""
     async with installation(tmp_path / "rig", own_sshd, lease_s=600) as rig:
@@ -85,6 +91,7 @@ async def test_a_drained_worker_hands_over_at_once(own_sshd: SshdServer, tmp_pat
             await rig.check(await rig.ended(job))
 
 
+@pytest.mark.fault("worker-replaced")
 async def test_a_drain_while_everything_is_under_way(own_sshd: SshdServer, tmp_path: Path) -> None:
     """A worker may be replaced by the next one at any moment, as a deployment does, before or after the old one is asked to end."""
     data = tmp_path / "data"

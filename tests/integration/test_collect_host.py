@@ -139,6 +139,7 @@ async def test_to_a_bucket(host: SupervisedHost, output: OutputFolder, s3_bucket
     assert (tmp_path / "back").read_bytes() == data
 
 
+@pytest.mark.fault("network-cut")
 @pytest.mark.parametrize("host", ["ssh"], indirect=True)
 async def test_the_way_breaks(host: SupervisedHost, output: OutputFolder, link: Link, tmp_path: Path) -> None:
     """A connection that breaks in the middle of a file costs what was under way: the next round goes on from the spool."""

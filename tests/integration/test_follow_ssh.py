@@ -42,6 +42,7 @@ async def host_behind(tmp_path: Path) -> AsyncIterator[Callable[..., SupervisedH
         await transport.close()
 
 
+@pytest.mark.fault("network-cut")
 @pytest.mark.parametrize("how", ["reset", "silence"])
 async def test_a_log_survives_broken_links(own_sshd: SshdServer, host_behind: Callable[..., SupervisedHost], how: str) -> None:
     """A log followed over a link that breaks again and again is equal to the host's, byte for byte."""
@@ -91,6 +92,7 @@ async def test_forty_follows_on_a_stock_server(
     assert {status.exit_code for _, status in ends} == {0}
 
 
+@pytest.mark.fault("network-cut")
 async def test_a_lost_reply_to_a_start_starts_nothing_twice(
     own_sshd: SshdServer, host_behind: Callable[..., SupervisedHost]
 ) -> None:

@@ -102,6 +102,7 @@ def test_stopping_what_never_started_cancels_it(host: Host) -> None:
     assert host.ok("cancel", "job2", "s.1", 3).line.startswith("exited code=3 ")
 
 
+@pytest.mark.fault("nobody-speaks")
 def test_a_step_without_a_worker_ends(host: Host) -> None:
     """When nobody has renewed the lease for so many seconds the step is stopped; one whose lease is renewed goes on."""
     wait = "while :; do sleep 0.05; done"

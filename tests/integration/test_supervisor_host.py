@@ -100,6 +100,7 @@ def test_the_step_dies_first_when_memory_is_short(host: Host) -> None:
     assert int(host.log("job", "s.1")) == 300 > int(supervisor)
 
 
+@pytest.mark.fault("secret-sought")
 def test_secrets_reach_the_step_and_nobody_else(host: Host) -> None:
     """The file is 0600 and gone before the step's first command; no command line ever holds a secret."""
     values = {"TOKEN": "s3cr3t-value-'\"$x`", "LINES": "first\nsecond=\n\n", "EMPTY": ""}
@@ -127,6 +128,7 @@ until [ -e {host.folder}/go ]; do sleep 0.02; done
     assert found.split() == [str(host.attempts("job", "s.1")[0] / "log")]  # where the step itself has put it
 
 
+@pytest.mark.fault("secret-sought")
 def test_secrets_do_not_outlive_their_step(host: Host) -> None:
     """They go with a cancel, and those sent after the start are not kept."""
     host.ok("secrets", "job", "s.1", stdin="A=YQ==\n.\n")

@@ -66,6 +66,7 @@ async def test_first_use_pins_and_tells(sshd: SshdServer, connect: Connect, home
     assert transport.host_key == sshd.host_key_public
 
 
+@pytest.mark.fault("hostile-host")
 @pytest.mark.parametrize("pinned_by", ["option", "known_hosts file", "setting", "first use"])
 async def test_changed_host_key_is_permanent(own_sshd: SshdServer, connect: Connect, home: Path, pinned_by: str) -> None:
     """However the key was pinned, another one raises HostKeyMismatch with both fingerprints, and nothing is sent."""
@@ -238,6 +239,7 @@ async def test_alias_with_its_own_user_port_key_and_known_hosts(
     assert (tmp_path / "there/file").read_bytes() == b"content"
 
 
+@pytest.mark.fault("hostile-host")
 async def test_alias_whose_known_hosts_name_another_key(own_sshd: SshdServer, connect: Connect, home: Path) -> None:
     """The known_hosts file that an alias names is believed."""
     lines = own_sshd.known_hosts()
@@ -279,6 +281,7 @@ async def test_unknown_jump_host(start_sshd: Callable[..., SshdServer], connect:
 # -- files
 
 
+@pytest.mark.fault("network-cut")
 @pytest.mark.parametrize("with_rsync", [True, False])
 async def test_push_goes_on_after_a_break(
     start_sshd: Callable[..., SshdServer], connect: Connect, tmp_path: Path, with_rsync: bool, monkeypatch: pytest.MonkeyPatch
@@ -311,6 +314,7 @@ async def test_push_goes_on_after_a_break(
         assert link.bytes_up - before < size * 0.8
 
 
+@pytest.mark.fault("hostile-host")
 async def test_rsync_refuses_another_host_key(own_sshd: SshdServer, connect: Connect, tmp_path: Path) -> None:
     """rsync's own connection checks the same pinned key."""
     transport = connect(own_sshd)

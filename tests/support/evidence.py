@@ -9,6 +9,7 @@ Rules for editing: a fault is described once, in FAULTS; a run that broke a prom
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -38,9 +39,38 @@ class Fault:
     promises: tuple[int, ...]
 
 
+#: A defect put into our own code on purpose: aimed at our checks. A run is one defect, a violation one that nothing noticed.
+PLANTED = "planted-bug"
+
 #: Every fault that a test may name.
 FAULTS: dict[str, Fault] = {
+    PLANTED: Fault("A bug is planted into our own code", ()),
     "worker-killed": Fault("The worker is killed with `kill -9` at any moment", (1, 2, 3, 4, 7)),
+    "crash-points": Fault("The worker is killed with `kill -9` before, during and after each effect and each save", (1, 2, 3, 4, 6, 7)),
+    "worker-frozen": Fault("The worker sleeps for longer than its lease, and goes on as if nothing had happened", (1, 2, 3)),
+    "worker-replaced": Fault("Workers are added, and told to end, while jobs are under way", (2, 3, 4)),
+    "network-cut": Fault("The way to the host falls silent, is refused, or breaks again and again", (2, 3, 4, 5, 7)),
+    "long-partition": Fault(
+        "The host is cut off for longer than the lease and a worker's life; the step runs, or ends", (2, 3, 4, 5, 7)
+    ),
+    "step-fails": Fault("A step fails, or leaves nothing of what it promised", (3, 4)),
+    "cancelled": Fault("The job is cancelled, in any phase, also while worker or host are away", (1, 2, 3, 6)),
+    "store-down": Fault("The job store is locked, down, or killed while steps run and end", (2, 3, 4)),
+    "objects-down": Fault("The object store is down, or its folder cannot be written", (4,)),
+    "nobody-speaks": Fault("No worker speaks to the host any more", (6,)),
+    "data-damaged": Fault("Inputs, outputs or checkpoints are cut short, damaged or changed on their way or at rest", (4, 7)),
+    "secret-sought": Fault("Secrets are looked for in arguments, logs, errors, the store and on the host's disk", (8,)),
+    "hostile-host": Fault(
+        "The host shows another key, sends nonsense, paths that leave their folder, or more than it announced", (4, 9)
+    ),
+    "supervisor-killed": Fault("A process of the host's supervisor is killed with `kill -9`, before any of its lines", (2, 3, 5)),
+    "many-starters": Fault("Fifty workers of different age start the same step at once", (2,)),
+    "stale-worker": Fault("A worker that has lost the job starts, stops or cleans", (2, 5)),
+    "host-disk-full": Fault("The host's disk is full at any write, the step's or the supervisor's", (2, 3, 5)),
+    "pid-reused": Fault("The process number of a step belongs to another process", (5,)),
+    "host-rebooted": Fault("The host restarts while a step runs", (2, 5, 7)),
+    "hostile-step": Fault("A step does whatever a step should not", (3, 5)),
+    "no-inotify": Fault("The host has no inotify instances left", (3,)),
 }
 
 
@@ -74,8 +104,12 @@ def keep(tallies: Sequence[Tally], *, at: datetime | None = None) -> None:
     path = file()
     if path is None:
         return
-    kept = {(row["fault"], row["where"]): row for row in json.loads(path.read_text())} if path.exists() else {}
     day = (at or datetime.now(UTC)).date().isoformat()
-    kept |= {(tally.fault, tally.where): {**asdict(tally), "date": day} for tally in tallies}
-    rows = [kept[key] for key in sorted(kept)]
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    with path.open("a+") as kept_in:
+        fcntl.flock(kept_in, fcntl.LOCK_EX)  # of the processes of a run, each keeps its own part
+        kept_in.seek(0)
+        kept = {(row["fault"], row["where"]): row for row in json.loads(kept_in.read() or "[]")}
+        kept |= {(tally.fault, tally.where): {**asdict(tally), "date": day} for tally in tallies}
+        rows = [kept[key] for key in sorted(kept)]
+        kept_in.truncate(0)
+        kept_in.write("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

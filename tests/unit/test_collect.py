@@ -227,6 +227,7 @@ async def test_an_old_checkpoint_stays_until_the_new_one_is_verified(
     assert {each.split("/")[1] for each in await stored(objects)} == {"step-2"}
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_damaged_checkpoint_is_passed_over(
     make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path
 ) -> None:
@@ -310,6 +311,7 @@ async def test_parts_of_a_unit_that_was_never_whole(
     assert paths(result) == await stored(objects) == ["lora.bin"]
 
 
+@pytest.mark.fault("objects-down")
 @pytest.mark.parametrize("silent", [False, True])
 async def test_the_object_store_is_down(
     make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, silent: bool
@@ -329,6 +331,7 @@ async def test_the_object_store_is_down(
     assert len(result.artifacts) == 7
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_pull_that_broke_is_resumed(make: Callable[..., Collector], host: FolderHost, tmp_path: Path) -> None:
     """Half a file in the spool is continued by the next worker, not fetched again from its start."""
     host.write("lora.bin", b"0123456789")
@@ -352,6 +355,7 @@ async def test_a_pull_that_broke_is_resumed(make: Callable[..., Collector], host
     assert paths(await make().collect(final=True)) == ["lora.bin"]
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_file_that_changes_while_it_is_fetched(make: Callable[..., Collector], host: FolderHost) -> None:
     """A file that changes between listing and fetching is left for the next round; the others are kept."""
     host.write("samples/1.png", b"before")
@@ -363,6 +367,7 @@ async def test_a_file_that_changes_while_it_is_fetched(make: Callable[..., Colle
     assert paths(await collector.collect()) == ["samples/1.png", "samples/2.png"]
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_file_that_never_stops_changing(make: Callable[..., Collector], host: FolderHost) -> None:
     """At the end a file that cannot be fetched as listed is an error that names it, after several tries; no manifest is written."""
     host.write("lora.bin")
@@ -387,6 +392,7 @@ async def test_a_file_that_is_gone(make: Callable[..., Collector], host: FolderH
     assert paths(await make().collect(final=True)) == ["lora.bin"]
 
 
+@pytest.mark.fault("hostile-host")
 async def test_paths_that_leave_the_folder(make: Callable[..., Collector], host: FolderHost, tmp_path: Path) -> None:
     """A host that lists paths outside its output folder gets nothing fetched under them, and the rest is kept."""
     everything = Output(name="all", kind=OutputKind.ARTIFACT, glob="**")
@@ -396,6 +402,7 @@ async def test_paths_that_leave_the_folder(make: Callable[..., Collector], host:
     assert host.fetched == ["fine"]
 
 
+@pytest.mark.fault("hostile-host")
 async def test_a_file_too_large_for_the_spool(make: Callable[..., Collector], host: FolderHost) -> None:
     """A file that does not fit on the spool's disk is not begun; the message says how large it is and what is free."""
     host.lies = [RemoteFile(path="lora.bin", size=1 << 41, mtime=1, sha256="0" * 64)]
@@ -404,6 +411,7 @@ async def test_a_file_too_large_for_the_spool(make: Callable[..., Collector], ho
     assert host.fetched == []
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_stored_copy_that_is_damaged(
     make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path
 ) -> None:

@@ -1,0 +1,132 @@
+"""Makes docs/reliability.md: every promise, every fault, what was run and what came of it.
+
+The runs are those of docs/reliability.json, which ``make reliability`` writes; faults and promises are tests/support/evidence.py's.
+
+Rules for editing: a figure is computed from the evidence, never typed; a fault without evidence is named as not yet run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from docs.reliability_facts import LIMITS, OTHERS, TARGETS
+from tests.support.evidence import FAULTS, PLANTED, PROMISES
+
+DATA = Path(__file__).with_suffix(".json")
+
+Row = Mapping[str, Any]
+
+_HEAD = """\
+# What was tried to break it, and what came of it
+
+Made by `make docs` from `docs/reliability.json`, which `make reliability` writes: anyone with Docker and two cores can have it anew.
+A run is one attempt of a fault against a live installation, or one life in the simulator, with every promise the fault is aimed at
+checked afterwards, from the host's own record where there is one. A violation is a run after which a promise did not hold.
+
+The promises are those of [architecture](architecture.md); what an operator sees under each fault is in [operations](operations.md).
+"""
+
+
+def evidence() -> list[Row]:
+    """Return the runs that were kept."""
+    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else []
+
+
+def page(rows: Sequence[Row] | None = None) -> str:
+    """Return the page that evidence gives."""
+    found = evidence() if rows is None else rows
+    parts = [_HEAD, _promises(found), _matrix(found), _faults(found), _planted(found), _recovery(found), _others(), _limits()]
+    return "\n".join(parts)
+
+
+def _promises(rows: Sequence[Row]) -> str:
+    lines = []
+    for number, promise in PROMISES.items():
+        aimed = {name for name, fault in FAULTS.items() if number in fault.promises}
+        tried = [row for row in rows if row["fault"] in aimed]
+        faults = len({row["fault"] for row in tried})
+        lines.append(f"{number} | {promise} | {faults} of {len(aimed)} | {_count(tried, 'runs')} | {_count(tried, 'violations')}")
+    return _section("Promises", "# | promise | faults tried | runs | violations", lines)
+
+
+def _matrix(rows: Sequence[Row]) -> str:
+    tried = {row["fault"] for row in rows if row["runs"]}
+    lines = []
+    for name, fault in _aimed():
+        cells = [("●" if name in tried else "○") if number in fault.promises else " " for number in PROMISES]
+        lines.append(f"{fault.title} | {' | '.join(cells)}")
+    text = "● tried, ○ not yet run. The numbers are those of the promises above."
+    return _section("Which fault is aimed at which promise", f"fault | {' | '.join(map(str, PROMISES))}", lines, text)
+
+
+def _faults(rows: Sequence[Row]) -> str:
+    lines = []
+    for name, fault in _aimed():
+        mine = [row for row in rows if row["fault"] == name]
+        lines += [
+            f"{fault.title} | `{row['where']}` | {row['runs']:,} | {row['violations']:,} | {row['date']}" for row in mine
+        ] or [f"{fault.title} | not yet run | | |"]
+    return _section("Runs", "what is done | by | runs | violations | last run", lines)
+
+
+def _planted(rows: Sequence[Row]) -> str:
+    mine = [row for row in rows if row["fault"] == PLANTED]
+    lines = [f"`{row['where']}` | {row['runs']} | {row['runs'] - row['violations']} | {row['date']}" for row in mine]
+    text = "A check that cannot fail proves nothing: defects are planted into our own code, and the checks above have to notice each."
+    return _section("Planted bugs", "by | planted | noticed | last run", lines or ["not yet run | | |"], text)
+
+
+def _recovery(rows: Sequence[Row]) -> str:
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        for situation, seconds in row["recover_s"].items():
+            times[situation, row["where"]] += seconds
+    lines = []
+    for (situation, where), seconds in sorted(times.items()):
+        target = next((f"{most:g}" for name, most in TARGETS.items() if situation.startswith(name)), "")
+        lines.append(
+            f"{situation} | `{where}` | {len(seconds)} | {statistics.median(seconds):.2f} | {_p99(seconds):.2f} | {target}"
+        )
+    text = (
+        "From the fault to the next line of a job's log that can be read in the store; the lease is 10 s in `bench/recover.py`."
+    )
+    return _section(
+        "Time to recover, seconds", "situation | by | times | p50 | p99 | target", lines or ["not yet run | | | | |"], text
+    )
+
+
+def _others() -> str:
+    text = (
+        "Measured: on two cores, one SSH server on loopback, one to six trials, so ± 30 %, in November 2026; their code, not run again "
+        "here. Read: from the source of that version, or its users' reports."
+    )
+    return _section(
+        "What was seen of others", "program | what was done | what came of it | how known", map(" | ".join, OTHERS), text
+    )
+
+
+def _limits() -> str:
+    text = "These are known, and why they are so."
+    return _section("What cannot be survived", "what | why | what happens instead, what to do", map(" | ".join, LIMITS), text)
+
+
+def _aimed() -> list[tuple[str, Any]]:
+    return [(name, fault) for name, fault in FAULTS.items() if fault.promises]
+
+
+def _section(title: str, head: str, lines: Iterable[str], text: str = "") -> str:
+    table = [f"| {head} |", "|" + "---|" * (head.count("|") + 1), *(f"| {line} |" for line in lines)]
+    return "\n".join([f"## {title}", "", *([text, ""] if text else []), *table, ""])
+
+
+def _count(rows: Sequence[Row], what: str) -> str:
+    return f"{sum(row[what] for row in rows):,}"
+
+
+def _p99(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * 0.99))]
