@@ -10,10 +10,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+import regex
+
+from remote_trainer import log
 from remote_trainer.model import Pattern
+
+_log = log.get()
 
 _LINE_MAX = 4096  # bytes of a line that are looked at
 _VALUES_MAX = 64  # numbers kept of one line
+_SEARCH_S = 0.05  # a pattern that takes longer on one line backtracks without end: every job of the worker waits for it
 
 
 class LineReader:
@@ -32,16 +38,26 @@ class LineReader:
 
 
 class PatternReader:
-    """Searches lines for the patterns of a plan."""
+    """Searches lines for the patterns of a plan; one that takes for ever on a line is given up, and said so once."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
-        self._patterns = [(re.compile(pattern.regex), pattern.kind) for pattern in patterns]
+        self._patterns: list[tuple[regex.Pattern[str], str]] = []
+        for pattern in patterns:
+            try:
+                self._patterns.append((regex.compile(pattern.regex), pattern.kind))
+            except regex.error as error:  # the recipe's check knows Python's own dialect, which differs in rare forms
+                _log.warning("training.worker", action="pattern_given_up", pattern=pattern.regex, error=str(error))
 
     def read(self, line: str) -> dict[str, float]:
         """Return the numbers of all patterns found in a line; progress comes as ``progress`` (0 to 1), ``step`` and ``total``."""
         values: dict[str, float] = {}
-        for regex, kind in self._patterns:
-            found = regex.search(line)
+        for pattern, kind in tuple(self._patterns):
+            try:
+                found = pattern.search(line, timeout=_SEARCH_S)
+            except TimeoutError:
+                self._patterns.remove((pattern, kind))
+                _log.warning("training.worker", action="pattern_given_up", pattern=pattern.pattern, seconds=_SEARCH_S)
+                continue
             if found is None:
                 continue
             named = _numbers(found.groupdict())

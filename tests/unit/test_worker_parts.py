@@ -145,6 +145,13 @@ def test_a_line_of_a_metrics_file(line: bytes, values: dict[str, float]) -> None
     assert read_json_line(line) == values
 
 
+def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
+    """The line comes from a rented machine: it cannot keep the worker's other jobs waiting, and the other patterns still count."""
+    reader = PatternReader([Pattern(regex=r"(x+x+)+=(?P<never>\d)"), Pattern(regex=r"loss=(?P<loss>[0-9.]+)")])
+    assert reader.read("x" * 4000 + " loss=0.5") == {"loss": 0.5}
+    assert reader.read("xx=1 loss=0.25") == {"loss": 0.25}
+
+
 # --------------------------------------------------------------------------------------------------------------- identity
 
 
