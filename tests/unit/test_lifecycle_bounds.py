@@ -14,7 +14,7 @@ from remote_trainer.lifecycle import Decision, Moment
 from remote_trainer.model import Job, Limits, Phase, Reason, StepState, Verdict
 from remote_trainer.policy import Policy, claims, limit
 from remote_trainer.worker.clock import SystemClock
-from tests.unit.test_lifecycle import BORROWED, NOW, OFFER, RENTED, Life, a_job, kinds
+from tests.unit.life import BORROWED, NOW, OFFER, RENTED, Life, a_job, kinds
 
 HOUR_S = 3600.0
 

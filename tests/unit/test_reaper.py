@@ -17,7 +17,7 @@ from remote_trainer.policy import Policy
 from remote_trainer.ports import Abilities, JobQuery, Page
 from remote_trainer.worker.reaper import Reaper
 from remote_trainer.worker.shop import Shop
-from tests.unit.test_lifecycle import NOW, a_job
+from tests.unit.life import NOW, a_job
 
 POLICY = Policy(reap_grace_s=0.0, reap_unknown_s=3600.0)
 OURS = "rt-dep-j1-a1"
