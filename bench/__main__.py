@@ -1,6 +1,6 @@
 """Runs benchmarks one after the other, each in a process of its own, and prints their tables.
 
-    python -m bench [NAME ...]      # without names all of them: about a quarter of an hour, 30 GB of disk
+    python -m bench [NAME ...]      # without names all of them: about half an hour, 30 GB of disk
 
 Rules for editing: options are the modules' own (`python -m bench.follow --help`); here every one runs with its defaults.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-NAMES = ("latency", "follow", "takeover", "transfer", "remote_exec", "store")
+NAMES = ("latency", "follow", "takeover", "recover", "transfer", "remote_exec", "store")
 
 
 def main() -> int:

@@ -78,20 +78,29 @@ class Rig:
         )
         return f"{name}@1"
 
-    def worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker and return once it takes jobs."""
-        with (self.folder / f"worker{len(self.workers)}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", "remote_trainer", "worker"], stdout=log, stderr=log)
+    def worker(self, *, wait: bool = True, machine: str = "") -> subprocess.Popen[bytes]:
+        """Start a worker and return once it takes jobs, or at once; ``machine`` names another one that it believes to be on."""
+        log_file = self.folder / f"worker{len(self.workers)}.log"
+        with log_file.open("ab") as log:
+            command = [*_on(machine), sys.executable, "-m", "remote_trainer", "worker"]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         self.workers.append(process)
-        log_file = self.folder / f"worker{len(self.workers) - 1}.log"
         until = time.monotonic() + 20
-        while b'"started"' not in log_file.read_bytes() and time.monotonic() < until:
+        while wait and b'"started"' not in log_file.read_bytes() and time.monotonic() < until:
             time.sleep(0.02)
         return process
 
     def app(self) -> App:
         """Open the installation, to be entered."""
         return App(config.load())
+
+
+def _on(machine: str) -> list[str]:
+    """The words in front of a command that let it run under another host name, as the same process."""
+    if not machine:
+        return []
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", "--uts", *rights, "sh", "-c", 'hostname "$0" && exec "$@"', machine]
 
 
 class StandIn:

@@ -2,9 +2,9 @@
 
     python -m bench.takeover [--count 200] [--lease 10] [--rounds 3]
 
-"standing by": a second worker of another machine was running already, so it has to wait for the leases to run out (here both are on one
-machine; the second one cannot tell, since it looks for dead neighbours only when it starts). "started again": the service manager starts
-a new one at once, which finds that the holder of the leases is a dead process of its own machine and does not wait.
+"standing by": a second worker of another machine (another host name, here) was running already, so it has to wait for the leases to run
+out. "started again": the service manager starts a new one at once, which finds that the holder of the leases is a dead process of its own
+machine and does not wait. Many kills of few jobs, and a worker that stands by on the same machine: recover.py.
 
 Rules for editing: the host side is the stand-in of standin.py, each job on a host of its own, so each takeover is a new login.
 """
@@ -28,7 +28,7 @@ async def takeover(count: int, lease_s: float, standby: bool) -> float:
             worker = rig.worker()
             await until(lambda: hosts.follows()[0] == count, 60 + count / 10)
             if standby:
-                rig.worker()
+                rig.worker(machine="elsewhere")
             hosts.rate(1)
             await asyncio.sleep(3)
             begun = hosts.follows()[1]
@@ -47,7 +47,7 @@ async def main(count: int, lease_s: float, rounds: int) -> None:
     )
     for standby, target in ((True, f"{lease_s + 3:g}"), (False, "")):
         took = [await takeover(count, lease_s, standby) for _ in range(rounds)]
-        what = "another worker standing by" if standby else "the worker started again"
+        what = "a worker of another machine standing by" if standby else "the worker started again"
         print(f"| {what} | {', '.join(f'{each:.1f}' for each in took)} | {target} |", flush=True)
 
 
