@@ -135,14 +135,18 @@ class Packed:
         path = self._cache.chunk_path(self._given.chunks[number].sha256)
         return path if path.exists() else None
 
-    def read(self, number: int) -> Iterator[bytes | bytearray | memoryview]:
-        """Yield a chunk's bytes. They are what the folder holds now: who receives them compares the digest."""
+    def read(self, number: int, start: int = 0) -> Iterator[bytes | bytearray | memoryview]:
+        """Yield a chunk's bytes from ``start`` on. They are what the folder holds now: who receives them compares the digest."""
         path = self.kept(number)
         if path is None and self._tree:
-            yield from blocks(self._parts[number], self._tree)
+            for block in blocks(self._parts[number], self._tree):
+                if start < len(block):
+                    yield memoryview(block)[start:] if start else block
+                start = max(0, start - len(block))
             return
         try:
             with (path or self._cache.chunk_path(self._given.chunks[number].sha256)).open("rb") as file:
+                file.seek(start)
                 while block := file.read(_READ):
                     yield block
         except OSError as error:

@@ -7,30 +7,32 @@ for answers that we act on, and left out of listings, where a training may have 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from remote_trainer.errors import Conflict, DigestMismatch, HostError, HostFull
 from remote_trainer.host import scripts
-from remote_trainer.host.protocol import failure
+from remote_trainer.host.protocol import failure, words
 from remote_trainer.model import Input
 from remote_trainer.ports import Channel, RemoteFile, Transport
 
 _LISTED = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,18}) ([0-9]{1,12}) [0-9]{1,12} [0-9]{1,20} \./(.+)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_FILES = 200_000
+_NOT_NOW = 70  # somebody else is at it
 _FIND_S = 900.0  # hashing 100 GB of checkpoints takes minutes
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What a host has of an input: all of it, or the numbers of the chunks that are verified and in place."""
+    """What a host has of an input: all of it, or the numbers of the chunks that are verified and in place, and parts of others."""
 
     present: bool
     free: int = 0  # bytes free on its disk
     got: frozenset[int] = frozenset()
+    parts: Mapping[int, int] = field(default_factory=dict)  # by number: bytes that are there, not verified yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,10 @@ class Depot:
     async def begin(self, given: Input, key: str) -> Begun | None:
         """Claim the transfer of an input for a job; what an earlier connection of this job left running is ended.
 
-        None while another job transfers the same input.
+        None while another job transfers the same input. HostError while a job that runs has changed it.
         """
-        answer = (await self._call("begin", given.digest, key, what=f"preparing for {given.name}")).decode(errors="replace")
+        said = await self._call("begin", given.digest, key, what=f"preparing for {given.name}", timeout_s=_FIND_S)
+        answer = said.decode(errors="replace")
         match answer.split("\n"):
             case ["present", ""]:
                 return Begun(present=True)
@@ -58,7 +61,10 @@ class Depot:
                 return None
             case [first, *rest, ""] if match := re.fullmatch(r"ready ([0-9]{1,18})", first):
                 numbers = frozenset(int(line[4:]) for line in rest if re.fullmatch(r"got [0-9]{1,9}", line))
-                return Begun(present=False, free=int(match[1]), got=numbers)
+                parts = [found for line in rest if (found := re.fullmatch(r"part ([0-9]{1,9}) ([0-9]{1,18})", line))]
+                return Begun(
+                    present=False, free=int(match[1]), got=numbers, parts={int(found[1]): int(found[2]) for found in parts}
+                )
         raise HostError(f"{self.transport.address} answered what no depot says: {answer[:100]!r}; its files may be damaged")
 
     @asynccontextmanager
@@ -68,7 +74,7 @@ class Depot:
             yield channel
 
     async def finish(self, given: Input, key: str) -> None:
-        """Publish an input of which every chunk is verified. Idempotent. Conflict when another job took the transfer over."""
+        """Publish an input of which every chunk is verified. Idempotent. HostError when another job took the transfer over."""
         pieces = {chunk.path: None for chunk in given.chunks if chunk.path}
         await self._call(
             "finish", given.digest, key, str(len(given.chunks)), str(given.size),
@@ -124,16 +130,18 @@ class Depot:
 
     async def _call(self, *args: str, what: str, stdin: bytes = b"", timeout_s: float = 60.0) -> bytes:
         done = await scripts.run(self.transport, self.root, "depot", *args, stdin=stdin, timeout_s=timeout_s)
+        if done.code == _NOT_NOW:
+            raise HostError(f"{what} on {self.transport.address}: {words(done.stderr)}")
         if done.code != 0:
             raise failure(done, self.transport.address, what)
         return done.stdout
 
 
-def chunk_line(given: Input, number: int) -> bytes:
-    """Return what precedes a chunk's bytes."""
+def chunk_line(given: Input, number: int, start: int = 0) -> bytes:
+    """Return what precedes a chunk's bytes, of which those before ``start`` are there."""
     chunk = given.chunks[number]
     place = f"{chunk.offset} {relative(chunk.path)}" if chunk.path else "- -"
-    return f"{number} {chunk.sha256} {chunk.size} {place}\n".encode()
+    return f"{number} {chunk.sha256} {chunk.size} {start} {place}\n".encode()
 
 
 def outcome(line: bytes, address: str) -> tuple[int, bool]:
@@ -142,12 +150,10 @@ def outcome(line: bytes, address: str) -> tuple[int, bool]:
         case ["ok" | "bad" as word, number] if number.isdecimal():
             return int(number), word == "ok"
         case ["fail", _, why]:
-            words = "".join(char if char.isprintable() else "?" for char in why)[:200]
+            reason = "".join(char if char.isprintable() else "?" for char in why)[:200]
             if "No space" in why or "quota" in why:
-                raise HostFull(
-                    f"{address} has no space left to unpack the data: {words}; free some disk, or take a host with more"
-                )
-            raise HostError(f"{address} cannot unpack the data: {words}")
+                raise HostFull(f"{address} has no space left for the data: {reason}; free some disk, or take a host with more")
+            raise HostError(f"{address} cannot write the data: {reason}")
     raise HostError(f"{address} answered what no depot says: {line[:100]!r}")
 
 

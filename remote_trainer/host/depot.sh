@@ -1,13 +1,16 @@
 #!/bin/sh
 # Host side of data for remote_trainer: takes inputs in, lists outputs, puts checkpoints back. docs/datasets.md describes it.
 #
-#   $RT_ROOT/data/DIGEST/tree       an input, complete and verified; `ok` beside it is written last, `size` is in bytes
+#   $RT_ROOT/data/DIGEST/tree       an input, complete and verified; `ok` beside it is written last, `size` is in bytes, `sealed` is newer
+#                                   than every change of the tree
 #   $RT_ROOT/data/DIGEST/uses/KEY   a job that was given it
-#   $RT_ROOT/data/tmp/DIGEST/       one on its way: tree, got/N for each chunk that is verified and in its place, owner, w/PID
+#   $RT_ROOT/data/tmp/DIGEST/       one on its way: tree, got/N for each chunk that is verified and in its place, part/N with the bytes that
+#                                   are there of another (a bundle's in part/N.tar), owner, w/PID
 #   $RT_ROOT/j/KEY/w                a job's work folder (the supervisor's); its outputs are in w/output
 #
 # A bundle is verified before it is unpacked. A piece of a big file is written where it belongs and verified there, so that big data is
-# written once. A tree appears under its final name by rename, when every chunk was verified.
+# written once. What came of a chunk before the line broke stays, and only the rest is sent. A tree appears under its final name by rename,
+# when every chunk was verified.
 #
 # Rules for editing:
 #   - POSIX sh and what busybox has: dash, bash and busybox run the same tests. No Python needed.
@@ -17,12 +20,13 @@
 set -u
 umask 022
 LC_ALL=C # names are bytes
+TZ=UTC0  # times are compared as text
 # GNU tar reads 10 KiB at a time otherwise, and cuts the files it writes there; other tars do not know the variable
 TAR_OPTIONS=--blocking-factor=2048
-export LC_ALL TAR_OPTIONS
+export LC_ALL TZ TAR_OPTIONS
 
 EX_NO_SPACE=28
-EX_NOT_OURS=73
+EX_NOT_NOW=70
 EX_USAGE=78
 EX_HOST_LACKS=79
 
@@ -64,7 +68,7 @@ age_of() { # FILE; seconds since it changed
     echo $(($(date +%s) - _then))
 }
 
-boot_id() { cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown; }
+{ read -r BOOT </proc/sys/kernel/random/boot_id; } 2>/dev/null || BOOT=unknown
 
 free_bytes() {
     df -Pk "$DATA" 2>/dev/null | awk 'NR == 2 { printf "%.0f\n", $4 * 1024 }'
@@ -94,12 +98,14 @@ end_writers() { # ends what an earlier connection of this owner left behind, so 
         [ -e "$_mark" ] || continue
         _pid=${_mark##*/}
         read -r _start <"$_mark" || _start=
+        _patience=2 # at first only what it runs is ended, so that it can note how far it came
         while [ "$(started_at "$_pid")" = "$_start" ] && [ -n "$_start" ]; do
             # shellcheck disable=SC2046  # numbers, one a word
-            kill -9 "$_pid" $(children_of "$_pid") 2>/dev/null
+            if [ "$_patience" -gt 0 ]; then kill $(children_of "$_pid"); else kill -9 "$_pid" $(children_of "$_pid"); fi 2>/dev/null
+            _patience=$((_patience - 1))
             sleep 0.1 2>/dev/null || sleep 1
         done
-        rm -f "$_mark" "$TMP/bundle.$_pid"
+        rm -f "$_mark" "$TMP/said.$_pid"
     done
 }
 
@@ -121,10 +127,13 @@ some_writer_lives() {
 }
 
 become_owner() { # OWNER; false when another owner is at it
-    say "$1" >"$TMP/owner.$$"
+    say "$1 $BOOT" >"$TMP/owner.$$"
     if ! ln "$TMP/owner.$$" "$TMP/owner" 2>/dev/null; then
-        read -r _current <"$TMP/owner" || _current=
-        if [ "$_current" != "$1" ]; then
+        read -r _current _boot <"$TMP/owner" || _current=
+        if [ "$_boot" != "$BOOT" ]; then # nobody lives, and what had come may not have reached the disk
+            rm -rf "$TMP/got" "$TMP/part" "${TMP:?}/w"
+            mkdir -p "$TMP/got" "$TMP/part" "$TMP/w"
+        elif [ "$_current" != "$1" ]; then
             _age=$(age_of "$TMP/owner")
             _limit=$GAP
             some_writer_lives && _limit=$PATIENCE
@@ -140,14 +149,14 @@ become_owner() { # OWNER; false when another owner is at it
 }
 
 is_owner() { # OWNER
-    { read -r _current <"$TMP/owner"; } 2>/dev/null && [ "$_current" = "$1" ]
+    { read -r _current _ <"$TMP/owner"; } 2>/dev/null && [ "$_current" = "$1" ]
 }
 
 # --- inputs -----------------------------------------------------------------------------------------------------------------
 
 is_complete() { # FOLDER; what was not yet on the disk when the machine went down is not trusted
     { read -r _word _boot <"$1/ok"; } 2>/dev/null || return 1
-    [ "$_word" = durable ] || [ "$_boot" = "$(boot_id)" ]
+    [ "$_word" = durable ] || [ "$_boot" = "$BOOT" ]
 }
 
 verb_digests() {
@@ -158,33 +167,58 @@ verb_digests() {
     return 0
 }
 
-verb_begin() { # DIGEST KEY: "present" | "busy" | "ready FREE" and "got N" for each chunk that is there
+is_untouched() { # FOLDER; a step that runs as root can write to its inputs, whatever their mode
+    [ -e "$1/sealed" ] || return 0 # published by an earlier version
+    find "$1/sealed" "$1/tree" -exec stat -c %z {} + | awk 'NR == 1 { sealed = $0 } $0 > sealed { changed = 1; exit } END { exit changed }'
+}
+
+is_given_to_another() { # FOLDER KEY; a job whose work folder is there
+    for _use in "$1"/uses/*; do
+        [ "${_use##*/}" != "$2" ] && [ -d "$RT_ROOT/j/${_use##*/}/w" ] && return 0
+    done
+    return 1
+}
+
+verb_begin() { # DIGEST KEY: "present" | "busy" | "ready FREE", "got N" for each chunk that is there, "part N SIZE" for some bytes of one
     use_digest "$1"
     check_name "$2"
-    if is_complete "$HOME_OF_IT"; then
-        true >"$HOME_OF_IT/uses/$2"
-        touch "$HOME_OF_IT/ok" # for prune: used just now
-        say present
-        return
+    if [ -e "$HOME_OF_IT" ]; then
+        if ! is_complete "$HOME_OF_IT"; then
+            discard "$HOME_OF_IT"
+        elif is_untouched "$HOME_OF_IT"; then
+            true >"$HOME_OF_IT/uses/$2"
+            touch "$HOME_OF_IT/ok" # for prune: used just now
+            say present
+            return
+        elif is_given_to_another "$HOME_OF_IT" "$2"; then
+            die $EX_NOT_NOW "a job that still runs has changed the data $DIGEST it shares: it is sent again once that job is over"
+        else
+            discard "$HOME_OF_IT"
+        fi
     fi
-    [ ! -e "$HOME_OF_IT" ] || discard "$HOME_OF_IT"
-    mkdir -p "$TMP/tree" "$TMP/got" "$TMP/w" "$TMP/uses" || die $EX_NO_SPACE "cannot make folders below $DATA"
+    mkdir -p "$TMP/tree" "$TMP/got" "$TMP/part" "$TMP/w" "$TMP/uses" || die $EX_NO_SPACE "cannot make folders below $DATA"
     if ! become_owner "$2"; then
         say busy
         return
     fi
+    if [ -e "$HOME_OF_IT" ]; then # published by another job just now
+        discard "$TMP"
+        verb_begin "$@"
+        return
+    fi
     say "ready $(free_bytes)"
     (cd "$TMP/got" && for _n in *; do [ -e "$_n" ] && say "got $_n"; done)
+    (cd "$TMP/part" && for _n in *[0-9]; do { read -r _size <"$_n"; } 2>/dev/null && say "part $_n $_size"; done)
     return 0
 }
 
-verb_receive() { # DIGEST KEY; chunks on stdin, each after a line "N SHA256 SIZE OFFSET PATH" (a bundle: "- -")
+verb_receive() { # DIGEST KEY; on stdin the rest of chunks, each after a line "N SHA256 SIZE FROM OFFSET PATH" (a bundle: "- -")
     use_digest "$1"
-    BUNDLE=$TMP/bundle.$$
-    trap 'rm -f "$TMP/w/$$" "$BUNDLE"' EXIT
-    { started_at $$ >"$TMP/w/$$"; } 2>/dev/null || die $EX_NOT_OURS "the transfer of $DIGEST is over"
+    SAID=$TMP/said.$$
+    trap 'rm -f "$TMP/w/$$" "$SAID"' EXIT
+    { started_at $$ >"$TMP/w/$$"; } 2>/dev/null || die $EX_NOT_NOW "the transfer of $DIGEST is over"
     while IFS= read -r _line; do
-        is_owner "$2" || die $EX_NOT_OURS "another job took over the transfer of $DIGEST"
+        is_owner "$2" || die $EX_NOT_NOW "another job took over the transfer of $DIGEST"
         touch "$TMP/owner"
         take_chunk "$_line" || return
     done
@@ -194,33 +228,54 @@ take_chunk() { # LINE
     NUMBER=${1%% *} _rest=${1#* }
     SHA=${_rest%% *} _rest=${_rest#* }
     SIZE=${_rest%% *} _rest=${_rest#* }
-    if [ "${_rest%% *}" = - ]; then
-        rm -f "$BUNDLE" # ext4 writes a file to the disk that was emptied and filled again; one that goes is never written
-        FOUND=$(exactly "$SIZE" >"$BUNDLE" && sha256 "$BUNDLE")
-    else
-        PLACE=$TMP/tree/${_rest#* }
-        { true 1<>"$PLACE"; } 2>/dev/null || die $EX_HOST_LACKS "cannot write $PLACE"
-        FOUND=$(take_piece $((${_rest%% *} / BLOCK)) && read_piece $((${_rest%% *} / BLOCK)) | sha256)
+    FROM=${_rest%% *} _rest=${_rest#* }
+    OFFSET=${_rest%% *} BUNDLE=
+    PART=$TMP/part/$NUMBER
+    PLACE=$TMP/tree/${_rest#* }
+    [ "$OFFSET" != - ] || { BUNDLE=$PART.tar PLACE=$PART.tar OFFSET=0; }
+    { true 1<>"$PLACE"; } 2>/dev/null || die $EX_HOST_LACKS "cannot write $PLACE"
+    receive_rest
+    say "$((HERE - OFFSET))" >"$PART"
+    if [ "$HERE" -lt $((OFFSET + SIZE)) ]; then # the line broke, the disk is full, or we were told to stop
+        PROBLEM=$(sed -n 's/^dd: //p' "$SAID" | head -n 1)
+        # A disk that is full has no room for that message either.
+        [ "$STATUS" -eq 0 ] || [ "$STATUS" -ge 128 ] || say "fail $NUMBER ${PROBLEM:-No space left on device}"
+        return 1
     fi
-    if [ "${FOUND%% *}" != "$SHA" ]; then
-        [ "$(free_bytes)" -ge "$SIZE" ] || { say "fail $NUMBER No space left on device"; return 1; }
-        say "bad $NUMBER"
-    elif [ "${_rest%% *}" != - ] || PROBLEM=$(tar -xmof "$BUNDLE" -C "$TMP/tree" 2>&1); then
-        true >"$TMP/got/$NUMBER" || return
-        say "ok $NUMBER"
-    else
+    FOUND=$(read_back | sha256)
+    case ${FOUND%% *} in
+        "$SHA") ;;
+        '') return 1 ;;
+        *)
+            rm -f "$PART" "$PART.tar"
+            say "bad $NUMBER"
+            return
+            ;;
+    esac
+    if [ -n "$BUNDLE" ] && ! PROBLEM=$(tar -xmof "$BUNDLE" -C "$TMP/tree" 2>&1); then
         say "fail $NUMBER $(say "$PROBLEM" | head -n 1)"
         return 1
     fi
+    true >"$TMP/got/$NUMBER" || return
+    rm -f "$PART" "$PART.tar" # ext4 writes a file to the disk that was emptied and filled again; one that goes is never written
+    say "ok $NUMBER"
 }
 
-take_piece() { { dd bs=$BLOCK "seek=$1" count=0 2>/dev/null; exactly "$SIZE"; } 1<>"$PLACE"; } # OFFSET in blocks
+receive_rest() { # puts stdin where it belongs; HERE is where the file's bytes end then, STATUS tells whether the disk took them
+    {
+        dd bs=1 "seek=$((OFFSET + FROM))" count=0 2>/dev/null
+        exactly $((SIZE - FROM)) 2>"$SAID"
+        STATUS=$?
+        # Of the bytes that came, not of those that were sent: the kernel knows.
+        while read -r _name HERE; do [ "$_name" != pos: ] || break; done </proc/self/fdinfo/1
+    } 1<>"$PLACE"
+}
 
-read_piece() { { dd bs=$BLOCK "skip=$1" count=0 2>/dev/null; exactly "$SIZE"; } <"$PLACE"; } # OFFSET in blocks; what lies there now
+read_back() { { dd bs=$BLOCK "skip=$((OFFSET / BLOCK))" count=0 2>/dev/null; exactly "$SIZE" 2>/dev/null; } <"$PLACE"; } # what lies there now
 
 exactly() { # SIZE; not a byte more of stdin, which a buffering reader would take
-    { [ "$1" -lt $BLOCK ] || dd bs=$BLOCK count=$(($1 / BLOCK)) iflag=fullblock; } 2>/dev/null &&
-        { [ $(($1 % BLOCK)) -eq 0 ] || dd bs=$(($1 % BLOCK)) count=1 iflag=fullblock; } 2>/dev/null
+    { [ "$1" -lt $BLOCK ] || dd bs=$BLOCK count=$(($1 / BLOCK)) iflag=fullblock; } &&
+        { [ $(($1 % BLOCK)) -eq 0 ] || dd bs=$(($1 % BLOCK)) count=1 iflag=fullblock; }
 }
 
 verb_finish() { # DIGEST KEY CHUNKS SIZE; on stdin the paths of the files that came in pieces, which had to be writable until now
@@ -228,7 +283,7 @@ verb_finish() { # DIGEST KEY CHUNKS SIZE; on stdin the paths of the files that c
     if is_complete "$HOME_OF_IT"; then
         return
     fi
-    is_owner "$2" || die $EX_NOT_OURS "another job took over the transfer of $DIGEST"
+    is_owner "$2" || die $EX_NOT_NOW "another job took over the transfer of $DIGEST"
     _number=0
     while [ "$_number" -lt "$3" ]; do
         [ -e "$TMP/got/$_number" ] || die $EX_USAGE "chunk $_number of $DIGEST is missing"
@@ -239,11 +294,13 @@ verb_finish() { # DIGEST KEY CHUNKS SIZE; on stdin the paths of the files that c
     find "$TMP/tree" -mindepth 1 -type d -exec chmod a-w {} +
     true >"$TMP/uses/$2"
     say "$4" >"$TMP/size"
-    say "boot $(boot_id)" >"$TMP/ok" || die $EX_NO_SPACE "cannot write $TMP/ok"
-    rm -rf "$TMP/got" "$TMP/w" "$TMP/owner"
+    say "boot $BOOT" >"$TMP/ok" || die $EX_NO_SPACE "cannot write $TMP/ok"
+    rm -rf "$TMP/got" "$TMP/part" "$TMP/w" "$TMP/owner"
     mv "$TMP" "$HOME_OF_IT" || die $EX_NO_SPACE "cannot rename $TMP"
     chmod a-w "$HOME_OF_IT/tree"
-    make_durable >/dev/null 2>&1 </dev/null &
+    true >"$HOME_OF_IT/sealed"
+    # dash keeps the caller's end of the pipe open for a function with redirections: whoever reads there would wait for the disk.
+    (exec >/dev/null 2>&1 </dev/null && make_durable) &
 }
 
 make_durable() { # afterwards, because nobody need wait for the disk

@@ -1,7 +1,7 @@
 """Brings inputs and checkpoints to a host: only the chunks it lacks, several channels at a time, verified as they arrive.
 
 Each channel sends chunk after chunk without waiting; the host hashes and unpacks one while the next is on its way. Any break ends
-the call with HostUnreachable; called again it goes on after the last verified chunk.
+the call with HostUnreachable; called again it goes on after the last byte that each chunk has there.
 
 Rules for editing: idempotent, and safe beside another worker's. The order matters once: the first chunk makes all folders, so the
 channels beside the one that sends it wait until it is there.
@@ -62,10 +62,21 @@ async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Cal
         return
     channels = _channels((time.monotonic() - asked_at) / 2)
     packed = await asyncio.to_thread(cache.open, given)
-    transfer = _Transfer(depot, key, given, packed, advance, set(begun.got).intersection(range(len(given.chunks))))
+    transfer = _Transfer(depot, key, given, packed, advance, *_believed(given, begun))
     await _check_space(depot, given, begun, transfer.left)
     await transfer.run(channels)
     await depot.finish(given, key)
+
+
+def _believed(given: Input, begun: Begun) -> tuple[set[int], dict[int, int]]:
+    """Return what the host says it has, as far as it can be."""
+    got = set(begun.got).intersection(range(len(given.chunks)))
+    parts = {
+        number: there
+        for number, there in begun.parts.items()
+        if number < len(given.chunks) and number not in got and there <= given.chunks[number].size
+    }
+    return got, parts
 
 
 async def _check_space(depot: Depot, given: Input, begun: Begun, needed: int) -> None:
@@ -93,6 +104,7 @@ class _Transfer:
     packed: Packed
     advance: Callable[[int], None]
     got: set[int]
+    parts: dict[int, int]  # bytes that are there of other chunks
     waiting: deque[int] = field(init=False)
     sends: Counter[int] = field(default_factory=Counter)
     folders: asyncio.Event = field(default_factory=asyncio.Event)  # set when the first chunk is there, or nobody sends it
@@ -105,7 +117,8 @@ class _Transfer:
     @property
     def left(self) -> int:
         """Bytes that are not on the host."""
-        return sum(chunk.size for number, chunk in enumerate(self.given.chunks) if number not in self.got)
+        missing = sum(chunk.size for number, chunk in enumerate(self.given.chunks) if number not in self.got)
+        return missing - sum(self.parts.values())
 
     async def run(self, channels: int) -> None:
         """Send what waits until each chunk is verified over there."""
@@ -139,8 +152,9 @@ class _Transfer:
                 await self._explain(channel)
 
     async def _send(self, channel: Channel, number: int, listening: asyncio.Task[None]) -> None:
-        await channel.write(chunk_line(self.given, number))
-        blocks = self.packed.read(number)
+        start = self.parts.get(number, 0)
+        await channel.write(chunk_line(self.given, number, start))
+        blocks = self.packed.read(number, start)
         while not listening.done() and (block := await asyncio.to_thread(next, blocks, b"")):
             await channel.write(cast(bytes, block))  # any buffer will do: what cannot be sent at once is copied
 
@@ -154,6 +168,7 @@ class _Transfer:
                 if number not in sent:
                     raise HostError(f"{self.depot.transport.address} speaks of a chunk it was not sent: {number}")
                 sent.remove(number)
+                self.parts.pop(number, None)
                 if fine:
                     self.got.add(number)
                     if number == 0:

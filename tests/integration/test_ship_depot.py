@@ -135,6 +135,7 @@ async def test_a_broken_transfer_goes_on(tmp_path: Path) -> None:
     assert transport.sent < given.size + 2 * 8 * manifest.SMALL_CHUNK  # two breaks, at most eight channels
 
 
+@pytest.mark.fault("worker-killed")
 async def test_a_killed_worker_leaves_chunks_to_go_on_from(host: DepotHost, tmp_path: Path) -> None:
     """What is verified when the worker dies is not sent again by the next one, and leftovers of the first do not harm."""
     data = make(tmp_path / "data", big=BIG)
@@ -178,13 +179,14 @@ async def test_a_transfer_nobody_goes_on_with_is_taken_over(plain: DepotHost, tm
     assert await plain.depot.begin(given, "rt-test-other-a1") is None
     os.utime(plain.draft(given) / "owner", (1, 1))
     assert await plain.depot.begin(given, "rt-test-other-a1") is not None
-    with pytest.raises(Conflict, match="took over"):
+    with pytest.raises(HostError, match="took over"):
         await plain.depot.finish(given, KEY)
 
 
 # -- damage
 
 
+@pytest.mark.fault("data-damaged")
 async def test_an_incomplete_input_is_never_published(host: DepotHost, tmp_path: Path) -> None:
     """Publishing with a chunk missing is refused."""
     given = await host.packed(make(tmp_path / "data"))
@@ -194,6 +196,7 @@ async def test_an_incomplete_input_is_never_published(host: DepotHost, tmp_path:
     assert await host.depot.digests() == set()
 
 
+@pytest.mark.fault("data-damaged")
 @pytest.mark.parametrize("big", [0, BIG])
 async def test_a_damaged_chunk_is_found_and_sent_again(plain: DepotHost, tmp_path: Path, big: int) -> None:
     """A chunk whose bytes are wrong once is repaired; the data arrives whole."""
@@ -228,6 +231,7 @@ class Flipping(CommandTransport):
             yield channel
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_way_that_damages_everything_is_an_error(tmp_path: Path) -> None:
     """After three damaged arrivals it is not our source: the error says so and nothing was published."""
     host = await host_of(Flipping(), tmp_path / "rt", tmp_path / "cache")
@@ -237,6 +241,7 @@ async def test_a_way_that_damages_everything_is_an_error(tmp_path: Path) -> None
     assert await host.depot.digests() == set()
 
 
+@pytest.mark.fault("data-damaged")
 async def test_an_edited_source_is_said(plain: DepotHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Big data that was edited since the submit fails with a clear error; nothing wrong arrives."""
     monkeypatch.setattr("remote_trainer.dataset.pack.KEEP_BELOW", 0)
@@ -248,6 +253,7 @@ async def test_an_edited_source_is_said(plain: DepotHost, tmp_path: Path, monkey
     assert await plain.depot.digests() == set()
 
 
+@pytest.mark.fault("data-damaged")
 async def test_a_tree_that_was_not_on_disk_when_the_machine_went_down_is_shipped_again(plain: DepotHost, tmp_path: Path) -> None:
     """A verified tree of an earlier boot counts only if it had reached the disk."""
     given = await plain.packed(make(tmp_path / "data"))
@@ -273,6 +279,7 @@ async def test_a_disk_too_small_is_told_before_anything_is_sent(small_disk: Path
     assert not list(host.draft(given).glob("got/*"))
 
 
+@pytest.mark.fault("host-disk-full")
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 @pytest.mark.parametrize("big", [0, 20 << 20])
 async def test_a_disk_that_fills_up_meanwhile_is_told(
@@ -392,6 +399,7 @@ async def test_a_checkpoint_comes_back(host: DepotHost, tmp_path: Path) -> None:
 # -- the host is not trusted
 
 
+@pytest.mark.fault("hostile-host")
 @pytest.mark.parametrize("line", [b"", b"ok", b"ok x", b"ok -1", b"yes 1", b"\xff\xfe", b"ok 1 2 3"])
 def test_nonsense_from_the_host_is_an_error(line: bytes) -> None:
     """A reply that the protocol does not have is never taken for a chunk."""
@@ -399,6 +407,7 @@ def test_nonsense_from_the_host_is_an_error(line: bytes) -> None:
         outcome(line, "host")
 
 
+@pytest.mark.fault("hostile-host")
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\nb", "."])
 def test_paths_that_leave_are_refused(path: str) -> None:
     """Neither what we send nor what the host lists can name something outside its folder."""
