@@ -21,9 +21,9 @@ FOREVER_S = 10 * 366 * 86400.0
 class Policy:
     """The patience of one installation; seconds throughout."""
 
-    provision_timeout_s: float = 1800.0
-    transfer_timeout_s: float = 6 * 3600.0
-    fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded
+    provision_timeout_s: float = 1800.0  # until a rented machine must be usable; a borrowed one has until the job's limits
+    transfer_timeout_s: float = 6 * 3600.0  # the same for its inputs
+    fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded; on a borrowed machine until its limits, if later
     fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left
     fetch_overtime_s: float = 3600.0  # for results of a rented machine once a limit of the job is reached
     stop_timeout_s: float = 900.0  # after a step's own grace: a host that does not confirm its end by then is given up

@@ -19,6 +19,7 @@ from remote_trainer.lifecycle.rules import (
     again,
     current,
     destroy,
+    given_up_at,
     gone,
     hopeless,
     judged,
@@ -76,7 +77,8 @@ def provisioning(job: Job, moment: Moment) -> Decision:
         return release(job, moment, Verdict.FAILED, *over)
     if trouble := hopeless(moment, ChooseOffer, Create, PrepareHost):
         return release(job, moment, verdict_of(trouble), trouble.reason, trouble.message)
-    if moment.after(attempt.started_at, moment.policy.provision_timeout_s):
+    ends = given_up_at(moment, attempt.started_at, moment.policy.provision_timeout_s)
+    if ends is not None and moment.now >= ends:
         message = f"no usable machine within {moment.policy.provision_timeout_s:g} s" + (f": {job.note}" if job.note else "")
         return release(job, moment, Verdict.LOST, Reason.PROVISIONING_FAILED, message)
     if attempt.instance is None:
@@ -93,7 +95,7 @@ def provisioning(job: Job, moment: Moment) -> Decision:
 
 
 def _provisioned_by(job: Job, moment: Moment) -> datetime | None:
-    return soon(job, moment, within(current(job).started_at, moment.policy.provision_timeout_s))
+    return soon(job, moment, given_up_at(moment, current(job).started_at, moment.policy.provision_timeout_s))
 
 
 def _renting(job: Job, moment: Moment) -> Decision:
@@ -142,14 +144,15 @@ def transferring(job: Job, moment: Moment) -> Decision:
         return release(job, moment, Verdict.LOST, Reason.INSTANCE_GONE, "the provider says that the instance is gone")
     if trouble := hopeless(moment, ShipInputs):
         return release(job, moment, verdict_of(trouble), trouble.reason, trouble.message)
-    if moment.after(job.since, moment.policy.transfer_timeout_s):
+    ends = given_up_at(moment, job.since, moment.policy.transfer_timeout_s)
+    if ends is not None and moment.now >= ends:
         message = f"inputs not on the host within {moment.policy.transfer_timeout_s:g} s" + (f": {job.note}" if job.note else "")
         return release(job, moment, Verdict.LOST, Reason.TRANSFER_FAILED, message)
     if not seen.resume_known:
-        return wish(job, moment, FindCheckpoint(), wake_at=soon(job, moment, within(job.since, moment.policy.transfer_timeout_s)))
+        return wish(job, moment, FindCheckpoint(), wake_at=soon(job, moment, ends))
     if not seen.shipped:
         wishes = (ShipInputs(attempt.label, seen.resume), look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))
-        return wish(job, moment, *wishes, wake_at=soon(job, moment, within(job.since, moment.policy.transfer_timeout_s)))
+        return wish(job, moment, *wishes, wake_at=soon(job, moment, ends))
     first = StepRun(name=job.plan.steps[0].name, number=1, started_at=moment.now)
     running = replace(attempt, restored=seen.resume, executing_at=moment.now, steps=(first,))
     return again(move(put(job, running), P.EXECUTING, moment.now))

@@ -266,3 +266,11 @@ def soon(job: Job, moment: Moment, *deadlines: datetime | None) -> datetime | No
 def within(since: datetime | None, seconds: float) -> datetime | None:
     """Return when a patience that began at ``since`` is over."""
     return since + timedelta(seconds=min(seconds, choices.FOREVER_S)) if since is not None else None
+
+
+def given_up_at(moment: Moment, since: datetime | None, seconds: float) -> datetime | None:
+    """Return when a machine that does not get ready is changed for another one.
+
+    Never where it is borrowed: waiting costs nothing, and the next attempt would get the same one. The job's limits hold all the same.
+    """
+    return None if moment.abilities.borrowed else within(since, seconds)

@@ -65,7 +65,8 @@ def executing(job: Job, moment: Moment) -> Decision:
     over = status is not None and status.state in (StepState.EXITED, StepState.LOST, StepState.CANCELLED)
     if status is not None and over and (run.key in seen.drained or status.state is StepState.CANCELLED):
         return _step_over(job, moment, step, run, status)
-    if moment.after(run.stop_at, step.stop_grace_s + moment.policy.stop_timeout_s):
+    unheard = _unheard_at(job, moment, step, run)
+    if unheard is not None and moment.now >= unheard:
         return _unstopped(job, moment, run)
     if run.stop_at is None and (stop := _why_stop(job, moment, step, None if over else run)):
         return again(_put_run(job, replace(run, stop_at=moment.now, stop_reason=stop[0], why=stop[1])))
@@ -82,6 +83,20 @@ def _unstopped(job: Job, moment: Moment, run: StepRun) -> Decision:
     return fetch(job, moment, verdict, run.stop_reason or Reason.INTERNAL, message)
 
 
+def _unheard_at(job: Job, moment: Moment, step: PlannedStep, run: StepRun) -> datetime | None:
+    """Return when a stop that the host does not confirm has to do without its word, None for not yet.
+
+    A step's own timeout alone is no reason where waiting is free: behind the silence it may have ended well in time, and a limit or
+    the user ends the wait.
+    """
+    since = run.stop_at
+    if since is not None and run.stop_reason is Reason.STEP_TIMEOUT and moment.abilities.borrowed:
+        reached = choices.limit(job)
+        ends = [at for at in (job.cancel_requested_at, reached[0] if reached else None) if at is not None]
+        since = max(since, min(ends)) if ends else None
+    return within(since, step.stop_grace_s + moment.policy.stop_timeout_s)
+
+
 def _drive(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status: StepStatus | None) -> Decision:
     """The step should be running, or ending: wish for everything that goes with it."""
     label = current(job).label
@@ -94,8 +109,7 @@ def _drive(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status: St
         if run.stop_at is not None and status.state in (StepState.RUNNING, StepState.ORPHAN):
             wishes.append(StopStep(label, run.key, step.stop_grace_s))
     ends = within(run.started_at, step.timeout_s) if step.timeout_s else None
-    given_up = within(run.stop_at, step.stop_grace_s + moment.policy.stop_timeout_s)
-    return wish(job, moment, *wishes, wake_at=soon(job, moment, ends, given_up))
+    return wish(job, moment, *wishes, wake_at=soon(job, moment, ends, _unheard_at(job, moment, step, run)))
 
 
 def _why_stop(job: Job, moment: Moment, step: PlannedStep, running: StepRun | None) -> tuple[Reason, str] | None:
@@ -185,14 +199,14 @@ def fetching(job: Job, moment: Moment) -> Decision:
 
 
 def _fetched_by(job: Job, moment: Moment, succeeded: bool) -> datetime:
-    """Return when to give up fetching: a rented machine costs money also then, so a job over its limits has less time."""
-    policy, began = moment.policy, current(job).fetching_at or moment.now
-    ends = began + timedelta(
-        seconds=min(choices.FOREVER_S, policy.fetch_timeout_s if succeeded else policy.fetch_partial_timeout_s)
-    )
-    reached = None if moment.abilities.borrowed else choices.limit(job)
+    """Return when to give up fetching: results are waited for until the limits where that is free, and not far beyond them elsewhere."""
+    policy, began, reached = moment.policy, current(job).fetching_at or moment.now, choices.limit(job)
+    patience_s = policy.fetch_timeout_s if succeeded else policy.fetch_partial_timeout_s
+    ends = began + timedelta(seconds=min(choices.FOREVER_S, patience_s))
     if reached is None:
         return ends
+    if moment.abilities.borrowed:
+        return max(ends, reached[0]) if succeeded else ends
     overtime_s = policy.fetch_overtime_s if succeeded else policy.fetch_partial_timeout_s
     return min(ends, max(began, reached[0]) + timedelta(seconds=overtime_s))
 

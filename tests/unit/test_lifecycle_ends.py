@@ -256,14 +256,15 @@ def test_what_a_request_made_after_all_is_destroyed_beside_the_instance_in_use()
     assert [wish.instance_id for wish in wishes if isinstance(wish, fx.Destroy)] == ["i2"]
 
 
-def test_a_worker_wakes_for_every_timeout() -> None:
-    """Hanging effects wake nobody: the alarm is set for the phase's own patience."""
-    policy, life = Policy(), Life(a_job())
-    assert life.tick().wake_at == NOW + timedelta(seconds=policy.provision_timeout_s)
+def test_a_worker_wakes_for_the_limits_of_a_job() -> None:
+    """Hanging effects wake nobody: on a borrowed machine the alarm is set for ``max_hours``."""
+    life = Life(a_job(limits=Limits(max_hours=24)))
+    ends = NOW + timedelta(hours=24)
+    assert life.tick().wake_at == ends
     life.see(offer=OFFER)
-    assert life.see(created=life.instance()).wake_at == NOW + timedelta(seconds=policy.provision_timeout_s)
+    assert life.see(created=life.instance()).wake_at == ends
     life.see(host=HostFacts(incarnation="inc", boot="b"))
-    assert life.see(resume_known=True).wake_at == NOW + timedelta(seconds=policy.transfer_timeout_s)
+    assert life.see(resume_known=True).wake_at == ends
 
 
 def test_collecting_between_two_runs_waits_for_its_time_after_a_failure() -> None:
