@@ -1,0 +1,205 @@
+"""`python -m tests.storm`: many jobs, several workers, container hosts, and by seed everything that goes wrong; exits 1 if a promise broke.
+
+The seed decides what is dealt and when; real processes decide what it meets. The folder is kept when something broke.
+
+Rules for editing: this module only brings the parts in order; what is dealt is in schedule.py, what is judged in verdict.py.
+"""
+
+from __future__ import annotations
+
+from tests.support import environment
+
+environment.scrub()
+
+import argparse  # noqa: E402 - libraries read the environment when they are imported
+import asyncio  # noqa: E402
+import contextlib  # noqa: E402
+import os  # noqa: E402
+import random  # noqa: E402
+import resource  # noqa: E402
+import shutil  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from remote_trainer.errors import RemoteTrainerError  # noqa: E402
+from remote_trainer.model import Job  # noqa: E402
+from remote_trainer.ports import JobQuery  # noqa: E402
+from remote_trainer.service.submit import Order, submit  # noqa: E402
+from tests.storm import ground as grounds  # noqa: E402
+from tests.storm import report, schedule, verdict  # noqa: E402
+from tests.storm.blows import Dealer  # noqa: E402
+from tests.storm.ground import Ground  # noqa: E402
+from tests.storm.hosts import ROOT  # noqa: E402
+from tests.storm.recovery import Watcher  # noqa: E402
+from tests.storm.schedule import Schedule, Wish  # noqa: E402
+from tests.storm.verdict import Violation  # noqa: E402
+from tests.support import evidence  # noqa: E402
+
+#: Once nothing goes wrong any more, every job must end within this time.
+_CALM_S = 120.0
+#: A follower whose client vanished ends itself after two minutes of silence.
+_SILENCE_S = 150.0
+
+
+def main() -> int:
+    """Run one storm."""
+    options = _options()
+    if reason := grounds.missing():
+        print(f"no storm here: {reason}", file=sys.stderr)
+        return 2
+    folder = Path(tempfile.mkdtemp(prefix="storm-"))
+    plan = schedule.make(options.seed, jobs=options.jobs, kills=options.kills)
+    print(
+        f"storm: SEED={options.seed} STORE={options.store} JOBS={options.jobs} KILLS={options.kills} WORKERS={options.workers}"
+        f" on {options.hosts} hosts, {plan.span_s:.0f} s, {folder}",
+        flush=True,
+    )
+    result = asyncio.run(_storm(folder, plan, options))
+    print(report.table(result))
+    _keep_evidence(result)
+    if not result.violations:
+        shutil.rmtree(folder, ignore_errors=True)
+        return 0
+    print(f"\nBROKEN, with SEED={options.seed}; everything is in {folder}")
+    for violation in result.violations:
+        print(f"  {violation.kind}: {violation.what}" + (f" (job {violation.job})" if violation.job else ""))
+    print((folder / "story").read_text())
+    return 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=6, help="of workers; other blows are dealt in proportion")
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--hosts", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--store", choices=("sqlite", "mongo"), default="sqlite")
+    return parser.parse_args()
+
+
+async def _storm(folder: Path, plan: Schedule, options: argparse.Namespace) -> report.Result:
+    async with grounds.prepared(folder, store=options.store, workers=options.workers, host_count=options.hosts) as ground:
+        began = time.monotonic()
+        watcher = Watcher(ground)
+        dealer = watcher.dealer = Dealer(ground, options.store, watcher.hurt)
+        for slot in ground.slots:
+            ground.start(slot)
+        async with asyncio.TaskGroup() as group:
+            submitted = [group.create_task(_submit(ground, began, number, wish)) for number, wish in enumerate(plan.wishes)]
+            for blow in plan.blows:
+                group.create_task(_later(began + blow.at_s, dealer.deal(blow)))
+        jobs = await _ended(ground, [task.result() for task in submitted])
+        await watcher.end()
+        took_s = time.monotonic() - began
+        deaths = sum(slot.deaths for slot in ground.slots)
+        violations = [*await verdict.judge(ground, jobs, dealer.struck), *await _emptied(ground), *verdict.complaints(ground)]
+        (folder / "story").write_text(await _story(ground, dealer, jobs, began, violations))
+        return report.Result(
+            jobs=jobs,
+            struck=dealer.struck,
+            missed=dealer.missed,
+            recoveries=watcher.found,
+            violations=violations,
+            deaths=deaths,
+            took_s=took_s,
+            cpu_s=_cpu_s(),
+        )
+
+
+async def _later(when: float, work: object) -> None:
+    await asyncio.sleep(max(0.0, when - time.monotonic()))
+    await work  # type: ignore[misc]
+
+
+async def _submit(ground: Ground, began: float, number: int, wish: Wish) -> Job:
+    """Submit as a patient user does: a store that is away is asked again, after a look whether the job is there already."""
+    await asyncio.sleep(max(0.0, began + wish.at_s - time.monotonic()))
+    host = ground.hosts[int(wish.host * len(ground.hosts))]
+    given = {"record": host.record, "lines": wish.lines, "delay_s": wish.delay_s, "kb": wish.kb, "flood_kb": wish.flood_kb}
+    order = Order(
+        tool="stormed@1",
+        driver="ssh",
+        driver_options={
+            "host": f"{host.box.user}@{host.box.host}:{host.box.port}",
+            "identity": str(host.box.key_path),
+            "host_key": host.box.host_key_public,
+            "root": ROOT,
+        },
+        dataset=str(ground.dataset),
+        settings=[f"{name}={value}" for name, value in given.items()],
+        name=f"storm-{number}",
+        max_attempts=10,
+    )
+    while True:
+        with contextlib.suppress(RemoteTrainerError, OSError):
+            page = await ground.rig.app.store.find(JobQuery(name=order.name))
+            return page.jobs[0] if page.jobs else await submit(ground.rig.app, order)
+        await asyncio.sleep(0.5)
+
+
+async def _ended(ground: Ground, given: Sequence[Job]) -> list[Job]:
+    """Wait until every job has ended, or has had its time in the calm."""
+    until = time.monotonic() + _CALM_S
+    store = ground.rig.app.store
+    while True:
+        jobs = [await store.get(job.id) for job in given]
+        if all(job.phase.terminal for job in jobs) or time.monotonic() > until:
+            return jobs
+        await asyncio.sleep(0.5)
+
+
+async def _emptied(ground: Ground) -> list[Violation]:
+    """Let the workers go, and see what stays on the hosts."""
+    badly = [code for code in await asyncio.to_thread(ground.drain) if code]
+    until = time.monotonic() + _SILENCE_S
+    while (left := verdict.left_running(ground)) and time.monotonic() < until:
+        if not any(_may_still_end(process) for process in left) and time.monotonic() > until - _SILENCE_S + 10:
+            break
+        await asyncio.sleep(0.5)
+    return [
+        *(Violation(kind="worker's bug", what=f"a drained worker ended with {code}") for code in badly),
+        *(Violation(kind="left running", what=f"{process.command} (pid {process.inner})") for process in left),
+    ]
+
+
+def _may_still_end(process: verdict.Process) -> bool:
+    return not process.label
+
+
+async def _story(ground: Ground, dealer: Dealer, jobs: Sequence[Job], began: float, violations: Sequence[Violation]) -> str:
+    """Everything a person needs who looks into a violation: the blows, the events of the jobs concerned, the workers' last words."""
+    lines = ["\nblows"]
+    for one in dealer.struck:
+        until = "" if one.until is None else f" to {one.until - began:.2f}"
+        lines.append(f"  {one.began - began:7.2f}{until}  {one.kind}: {one.what}")
+    for job in (job for job in jobs if any(violation.job == job.id for violation in violations)):
+        lines.append(
+            f"\njob {job.id} {job.name} on {job.driver_options['host']}: {job.phase} {job.reason} {job.message} {job.note}"
+        )
+        lines += [f"  {event.at:%H:%M:%S.%f}  {event.kind}: {event.message}" for event in await ground.rig.events(job)]
+    for number, worker in enumerate(ground.rig.workers):
+        lines.append(f"\n--- worker {number}\n{worker.log[-3000:]}")
+    return "\n".join(lines)
+
+
+def _keep_evidence(result: report.Result) -> None:
+    tally = evidence.Tally("storm", "tests/storm", runs=len(result.jobs), violations=len(result.violations))
+    for one in result.recoveries:
+        tally.recovered(one.seconds, one.situation if one.alone else f"{one.situation}, amid other faults")
+    evidence.keep([tally])
+
+
+def _cpu_s() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+if __name__ == "__main__":
+    code = main()
+    shutil.rmtree(os.environ["HOME"], ignore_errors=True)
+    sys.exit(code)
