@@ -15,6 +15,7 @@ from remote_trainer.model import Attempt, Job, Limits, Offer, Reason, Resources,
 
 #: Ten years: longer waits are the same as none ending, and dates end somewhere.
 FOREVER_S = 10 * 366 * 86400.0
+_DEADMAN_MIN_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,12 @@ def deadline(job: Job) -> datetime | None:
     if not job.attempts or not job.limits.max_hours:
         return None
     return job.attempts[0].started_at + timedelta(seconds=min(FOREVER_S, job.limits.max_hours * 3600))
+
+
+def deadman_s(job: Job, now: datetime) -> float:
+    """Return after how long a silence of all workers the host stops a step that starts now: not before the job's own deadline."""
+    end = deadline(job)
+    return max(_DEADMAN_MIN_S, (end - now).total_seconds() if end else 0.0)
 
 
 def spent_at(job: Job) -> datetime | None:

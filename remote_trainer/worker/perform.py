@@ -33,7 +33,7 @@ from remote_trainer.model import (
     Token,
     log_stream,
 )
-from remote_trainer.policy import choose_offer, deadline
+from remote_trainer.policy import choose_offer, deadman_s
 from remote_trainer.ports import Change, Driver, Spec, StepSpec, StepStatus
 from remote_trainer.worker.collect import Collector
 from remote_trainer.worker.follow import LogCopy
@@ -47,7 +47,6 @@ from remote_trainer.worker.shop import Shop
 _log = log.get()
 
 _HEALTH_TIMEOUT_S = _CLEANUP_TIMEOUT_S = 120.0
-_DEADMAN_MIN_S = 3600.0  # the host waits at least that long for a worker, and always until the job's own deadline
 
 # $1 our folder on the host, $2 the attempt's label, $3 the recipe's script
 _CLEANUP = """\
@@ -305,12 +304,10 @@ class Performer:
         if missing:
             raise ConfigError(f"{job.plan.tool} needs secrets that this worker does not have: {', '.join(missing)}")
         spec = StepSpec(key=key, script=step_script(job, attempt, step, run), secrets=values, stop_grace_s=step.stop_grace_s)
-        end = deadline(job)
-        left = (end - self._shop.clock.now()).total_seconds() if end else 0.0
         incarnation = attempt.facts.incarnation if attempt.facts else ""
-        deadman_s = max(_DEADMAN_MIN_S, left)
+        silence_s = deadman_s(job, self._shop.clock.now())
         try:
-            status = await host.start(label, self._patient.token, spec, incarnation=incarnation, deadman_s=deadman_s)
+            status = await host.start(label, self._patient.token, spec, incarnation=incarnation, deadman_s=silence_s)
         except HostWiped:
             self._shop.forget_facts(host)
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from remote_trainer import effects as fx
 from remote_trainer.effects import Severity
 from remote_trainer.model import HostFacts, Job, Limits, Phase, Reason, StepState, Verdict
-from remote_trainer.policy import Policy
+from remote_trainer.policy import Policy, deadman_s
 from remote_trainer.ports import Abilities
 from tests.unit.life import BORROWED, OFFER, RENTED, Life, a_job, kinds
 
@@ -148,3 +149,13 @@ def test_a_job_without_limits_is_waited_for_as_well() -> None:
     life.step("s1.1", StepState.EXITED, 0)
     life.later(Policy().fetch_timeout_s)
     assert life.job.phase is Phase.RELEASING
+
+
+@pytest.mark.parametrize("passed_h", [0.0, 3.0, 23.5, 24.0, 30.0])
+def test_the_host_itself_does_not_give_up_before_the_deadline(passed_h: float) -> None:
+    """Whenever in its life a job's step starts: a host that hears nobody from then on lets it run until ``max_hours``, and an hour."""
+    life = Life(a_job(limits=Limits(max_hours=24)))
+    life.to_executing()
+    now = life.now + timedelta(hours=passed_h)
+    waits_until = now + timedelta(seconds=deadman_s(life.job, now))
+    assert waits_until == max(life.now + timedelta(hours=24), now + timedelta(hours=1))
