@@ -183,6 +183,7 @@ class Settings(BaseSettings):
             known_hosts=self.known_hosts,
             connect_timeout_s=self.connect_timeout_s,
             keepalive_s=self.keepalive_s,
+            find_secret=lambda name: find_secret(name, self.secrets_dir),
         )
 
     def secret(self, name: str) -> str:

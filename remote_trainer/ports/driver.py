@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -91,3 +91,4 @@ class DriverSettings:
     known_hosts: Path | None = None
     connect_timeout_s: float = 20.0
     keepalive_s: float = 15.0
+    find_secret: Callable[[str], str | None] = lambda name: None  # by name: a provider's key

@@ -1,0 +1,188 @@
+"""One method for each request to Vast.ai that we make: typed, paced, without policy.
+
+Requests that change nothing, or that may be repeated, are tried again a few times; the request to rent is sent exactly once, and whatever
+is not a clear refusal of it is Ambiguous. The key travels in one header and nowhere else.
+
+Rules for editing: every reply goes through ``envelope.read``; rows come back as the provider sent them and are read by ``rows``. Paths
+end with a slash, except where the provider's own client has none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from remote_trainer.drivers.vastai.envelope import Gone, Reply, read
+from remote_trainer.drivers.vastai.pace import Pace, shared
+from remote_trainer.errors import Ambiguous, Transient
+
+_DRIVER = "vastai"
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_CREATE_TIMEOUT = httpx.Timeout(100.0, connect=10.0)  # renting takes its time, and its reply is worth waiting for
+_PAGE = 25  # the provider's most
+_PAGES_MAX = 200
+_TRIES = 4
+_PATIENT_S = 20.0  # a limit that asks for a longer wait goes up to the caller
+
+Row = Mapping[str, Any]
+
+
+class VastApi:
+    """A connection to one account. Close it."""
+
+    def __init__(self, url: str, key: str, *, pace: Pace | None = None) -> None:
+        self._pace = pace or shared(url, key)
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}", "Accept": "application/json", "User-Agent": "remote-trainer"},
+            timeout=_TIMEOUT,
+            follow_redirects=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    # -- what there is
+
+    async def account(self) -> Row:
+        """Return the account: ``credit`` in US dollars and more."""
+        return _mapping(await self._safe("account", "GET", "/api/v0/users/current"), "account")
+
+    async def offers(self, query: Mapping[str, Any]) -> Sequence[Row]:
+        """Return what could be rented now: at most 64 rows, whatever the query says."""
+        body = await self._safe("search", "POST", "/api/v0/bundles/", body=query)
+        return _rows(body, "offers", "search")
+
+    async def instances(self) -> Sequence[Row]:
+        """Return every instance of the account: all pages, or an error; never a part."""
+        found: list[Row] = []
+        total = None
+        async for page in self._pages():
+            found += _rows(page, "instances", "list")
+            total = page.get("total_instances", total) if total is None else total
+        ids = {row.get("id") for row in found}
+        if isinstance(total, int) and len(ids) != total:
+            raise Transient(f"Vast.ai listed {len(ids)} of {total} instances: not believed", driver=_DRIVER, operation="list")
+        return found
+
+    async def _pages(self) -> AsyncIterator[Mapping[str, Any]]:
+        order = json.dumps([{"col": "id", "dir": "asc"}])
+        params = {"select_filters": "{}", "order_by": order, "limit": str(_PAGE)}
+        for _ in range(_PAGES_MAX):
+            page = _mapping(await self._safe("list", "GET", "/api/v1/instances/", params=params), "list")
+            yield page
+            if not page.get("next_token"):
+                return
+            params = {**params, "after_token": str(page["next_token"])}
+        raise Transient(f"Vast.ai's listing does not end after {_PAGES_MAX} pages", driver=_DRIVER, operation="list")
+
+    async def audit_log(self) -> Sequence[Row]:
+        """Return what was asked of the account, newest rows included."""
+        body = await self._safe("audit", "GET", "/api/v0/audit_logs/")
+        return _rows({"rows": body} if isinstance(body, list) else body, "rows" if isinstance(body, list) else "results", "audit")
+
+    async def charges(self, since: float, until: float) -> Sequence[Row]:
+        """Return what was billed between two times, seconds since the epoch; the last hours may be missing."""
+        found: list[Row] = []
+        days = json.dumps({"day": {"gte": since, "lte": until}, "type": {"in": ["instance"]}})
+        params = {"select_filters": days, "limit": "500"}
+        for _ in range(_PAGES_MAX):
+            page = _mapping(await self._safe("charges", "GET", "/api/v0/charges/", params=params), "charges")
+            found += _rows(page, "results", "charges")
+            if not page.get("next_token"):
+                return found
+            params = {**params, "after_token": str(page["next_token"])}
+        raise Transient("Vast.ai's list of charges does not end", driver=_DRIVER, operation="charges")
+
+    # -- what changes something
+
+    async def create(self, offer_id: str, body: Mapping[str, Any]) -> int:
+        """Rent; returns the instance's id. Sent once: OfferGone and Permanent are clear refusals, Ambiguous may have rented."""
+        await self._pace.turn("create")
+        reply = _mapping(
+            await self._send("create", "PUT", f"/api/v0/asks/{offer_id}/", body=body, timeout=_CREATE_TIMEOUT), "create"
+        )
+        made = reply.get("new_contract")
+        if not isinstance(made, int):
+            raise Ambiguous("Vast.ai accepted the request to rent and named no instance", driver=_DRIVER, operation="create")
+        return made
+
+    async def destroy(self, instance_id: str) -> None:
+        """Ask for an instance's end; one that is gone already is fine."""
+        try:
+            await self._safe("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", body={})
+        except Gone:
+            return
+
+    async def attach_key(self, instance_id: str, public_key: str) -> None:
+        """Let a public key in; one that is there already is fine."""
+        try:
+            await self._safe("attach", "POST", f"/api/v0/instances/{instance_id}/ssh/", body={"ssh_key": public_key})
+        except (Transient, Ambiguous) as error:
+            if "already" not in str(error):
+                raise
+
+    # -- sending
+
+    async def _safe(
+        self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None, body: object = None
+    ) -> Any:
+        """Send a request that may be repeated, a few times if need be."""
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(_TRIES),
+            wait=wait_exponential_jitter(initial=1.0, max=10.0),
+            retry=retry_if_exception(_worth_repeating),
+            reraise=True,
+        ):
+            with attempt:
+                await self._pace.turn(kind)
+                return await self._send(kind, method, path, params=params, body=body)
+        raise AssertionError("tenacity re-raises the last error")
+
+    async def _send(
+        self,
+        kind: str,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: object = None,
+        timeout: httpx.Timeout = _TIMEOUT,
+    ) -> Any:
+        try:
+            answer = await self._client.request(method, path, params=params, json=body, timeout=timeout)
+        except httpx.ConnectError as error:
+            raise Transient(f"Vast.ai cannot be reached: {error}", driver=_DRIVER, operation=kind) from error
+        except httpx.HTTPError as error:
+            lost = Ambiguous if kind == "create" else Transient
+            raise lost(f"Vast.ai did not answer {kind}: {type(error).__name__}", driver=_DRIVER, operation=kind) from error
+        reply = Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.text)
+        try:
+            return read(reply, kind, now=time.time())
+        except Transient as error:
+            if error.retry_after_s:
+                self._pace.hold(kind, error.retry_after_s)
+            raise
+
+
+def _worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, Transient) and (error.retry_after_s or 0.0) <= _PATIENT_S
+
+
+def _mapping(body: Any, operation: str) -> Mapping[str, Any]:
+    if not isinstance(body, dict):
+        raise Transient(f"Vast.ai answered {operation} with something else", driver=_DRIVER, operation=operation)
+    return body
+
+
+def _rows(body: Any, name: str, operation: str) -> list[Row]:
+    rows = body.get(name) if isinstance(body, dict) else None
+    if not isinstance(rows, list):
+        raise Transient(f"Vast.ai answered {operation} without {name}: not believed", driver=_DRIVER, operation=operation)
+    return [row for row in rows if isinstance(row, dict)]

@@ -1,0 +1,55 @@
+"""The least time between two requests of one kind with one key, shared by everything in this process that uses the key.
+
+The provider refuses whoever asks more often, and a refused request to rent is punished with a longer wait.
+
+Rules for editing: intervals are the provider's published thresholds and a little more; a caller waits its turn, first come first served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from weakref import WeakValueDictionary
+
+#: Seconds between two requests, by kind.
+INTERVALS_S: Mapping[str, float] = {
+    "search": 6.5,
+    "create": 5.0,
+    "destroy": 3.2,
+    "list": 1.2,
+    "account": 1.2,
+    "attach": 1.2,
+    "bid": 6.0,
+    "schedule": 1.2,
+    "audit": 2.0,
+    "charges": 1.2,
+}
+
+
+class Pace:
+    """Lets requests of each kind through one by one, each at its time."""
+
+    def __init__(self, intervals_s: Mapping[str, float] = INTERVALS_S) -> None:
+        self._intervals_s = intervals_s
+        self._next: dict[str, float] = {}
+
+    async def turn(self, kind: str) -> None:
+        """Wait for this kind's next turn and take it."""
+        now = asyncio.get_running_loop().time()
+        at = max(now, self._next.get(kind, now))
+        self._next[kind] = at + self._intervals_s[kind]
+        if at > now:
+            await asyncio.sleep(at - now)
+
+    def hold(self, kind: str, seconds: float) -> None:
+        """Let nothing of this kind through for so long: the provider said so."""
+        now = asyncio.get_running_loop().time()
+        self._next[kind] = max(self._next.get(kind, now), now + seconds)
+
+
+_SHARED: WeakValueDictionary[tuple[str, str], Pace] = WeakValueDictionary()
+
+
+def shared(url: str, key: str, intervals_s: Mapping[str, float] = INTERVALS_S) -> Pace:
+    """Return the pace of one key at one address; the same one for every caller."""
+    return _SHARED.setdefault((url, key), Pace(intervals_s))
