@@ -49,7 +49,7 @@ class Jobs:
 async def _host_and_rig(start_container: Callable[..., ContainerHost], folder: Path) -> AsyncIterator[tuple[ContainerHost, Rig]]:
     """A host that shares the test's folder, and a tool whose second step goes on until its file there says that it may end."""
     host = start_container(options=("--volume", f"{folder}:{folder}"))
-    async with installation(folder / "rig", host, lease_s=LEASE_S) as rig:
+    async with installation(folder / "rig", host, lease_s=LEASE_S, connect_timeout_s=20 if LONG else 5) as rig:
         rig.on_host("/var/lib/remote-trainer")
         abused = rig.folder / "tools" / "abused" / "1" / "tool.yaml"
         (rig.folder / "tools" / "gated" / "1").mkdir(parents=True)

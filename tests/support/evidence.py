@@ -46,12 +46,18 @@ PLANTED = "planted-bug"
 FAULTS: dict[str, Fault] = {
     PLANTED: Fault("A bug is planted into our own code", ()),
     "worker-killed": Fault("The worker is killed with `kill -9` at any moment", (1, 2, 3, 4, 7)),
-    "crash-points": Fault("The worker is killed with `kill -9` before, during and after each effect and each save", (1, 2, 3, 4, 6, 7)),
+    "crash-points": Fault(
+        "The worker is killed with `kill -9` before, during and after each effect and each save", (1, 2, 3, 4, 6, 7)
+    ),
     "worker-frozen": Fault("The worker sleeps for longer than its lease, and goes on as if nothing had happened", (1, 2, 3)),
     "worker-replaced": Fault("Workers are added, and told to end, while jobs are under way", (2, 3, 4)),
     "network-cut": Fault("The way to the host falls silent, is refused, or breaks again and again", (2, 3, 4, 5, 7)),
     "long-partition": Fault(
         "The host is cut off for longer than the lease and a worker's life; the step runs, or ends", (2, 3, 4, 5, 7)
+    ),
+    "storm": Fault(
+        "By seed, all at once: workers, logins and supervisors killed, networks cut, stores restarted, disks full, clocks set",
+        (1, 2, 3, 4, 5, 7),
     ),
     "step-fails": Fault("A step fails, or leaves nothing of what it promised", (3, 4)),
     "cancelled": Fault("The job is cancelled, in any phase, also while worker or host are away", (1, 2, 3, 6)),
@@ -83,6 +89,9 @@ class Tally:
     runs: int = 0
     violations: int = 0
     recover_s: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.fault in FAULTS, f"no such fault: {self.fault}"
 
     def ran(self, times: int = 1) -> None:
         """Count runs."""
