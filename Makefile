@@ -2,6 +2,7 @@
 #
 #   make demo    train a LoRA on real photographs, with a tiny base model, on this machine
 #   make test    pass every test this machine can run, and tell which suites were left out and why
+#   make reliability    try everything that may break a promise, for hours, and write docs/reliability.md
 #
 # Set TESTS to run a part: make test TESTS="tests/unit -k lifecycle"
 
@@ -13,7 +14,7 @@ DEMO := demo-output
 # Two cores are shared by the worker, its host and PyTorch here: idle threads must not spin.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup servers demo test check format bench docs clean
+.PHONY: help setup servers demo test check format bench reliability docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -57,9 +58,21 @@ $(DEMO)/tiny-sdxl/model_index.json: scripts/make_tiny_sdxl.py
 bench: setup
 	$(BIN)/python -m bench
 
-# The parts of docs/*.md that are made from code.
+# Everything that tries to break a promise, the heavy rounds too, and the page that tells what came of it: hours, on a quiet machine.
+# What fails is told, counted as a violation, and does not keep the rest from running.
+reliability: export REMOTE_TRAINER_TEST_EVIDENCE := $(abspath docs/reliability.json)
+reliability: export REMOTE_TRAINER_TEST_LONG := 1
+reliability: setup servers
+	@failed=0; \
+	$(BIN)/pytest tests -m fault || failed=1; \
+	$(MAKE) --keep-going sim storm || failed=1; \
+	$(BIN)/python -m bench.recover || failed=1; \
+	$(MAKE) docs || failed=1; \
+	exit $$failed
+
+# The parts of docs/*.md that are made from code, and the page made from what `make reliability` kept.
 docs: setup
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf $(DEMO) dist build .mypy_cache .ruff_cache .import_linter_cache
