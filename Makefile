@@ -10,6 +10,8 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do comma
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+# Tests mostly wait: more processes than cores. A file's tests stay together; a part chosen with TESTS is one plain run.
+SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 DEMO := demo-output
 # Two cores are shared by the worker, its host and PyTorch here: idle threads must not spin.
 export OMP_WAIT_POLICY := PASSIVE
@@ -28,11 +30,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 # Programs that tests talk to, each in an environment of its own outside the checkout, and the disk image of container hosts.
-servers: setup
-	@$(BIN)/python -m tests.support.prepare
+servers:
+	@$(PYTHON) -m tests.support.prepare
 
 test: setup servers
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest $(TESTS) $(if $(filter-out tests,$(TESTS)),,$(SIDE_BY_SIDE))
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What every test runs in: a scrubbed environment, no network but loopback, and real parts where the machine has them.
 
-Fixtures named after a part (`sshd`, `mongo_server`, `s3_server`) are shared by the whole run: use them, do not break them.
+Fixtures named after a part (`sshd`, `mongo_server`, `s3_server`) are shared by the tests of a process: use them, do not break them.
 `own_…` and `start_…` belong to one test, which may stop, cut and kill them. Asking for one marks the test as part of its suite.
 
 Rules for editing: fixtures only hand out what tests/support builds; whether a part exists is decided in tests/support/suites.py,
@@ -28,7 +28,8 @@ from tests.support.s3 import S3Bucket, S3Server  # noqa: E402
 from tests.support.sshd import SshdServer  # noqa: E402
 
 _CHEAPEST_FIRST = ("unit", "sim", "contract", "integration", "train", "e2e")
-_LEFT_OUT = pytest.StashKey[dict[str, str]]()
+_LEFT_OUT = "left out"
+_RUNS_BEFORE = pytest.StashKey[int]()
 _TALLIES = pytest.StashKey[dict[tuple[str, str], evidence.Tally]]()
 
 
@@ -36,7 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for suite in suites.CHECKS:
         config.addinivalue_line("markers", f"{suite}: left out where its real part is missing")
     config.addinivalue_line("markers", "fault(name): tries to break promises in that way; names are in tests/support/evidence.py")
-    config.stash[_LEFT_OUT] = {}
     config.stash[_TALLIES] = {}
     network.block()
 
@@ -58,36 +58,53 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out a test whose part is missing; the check runs once per suite."""
     for suite in suites.CHECKS:
         if item.get_closest_marker(suite) and (reason := suites.missing(suite)):
-            item.config.stash[_LEFT_OUT][suite] = reason
-            pytest.skip(f"{suite}: {reason}")
+            item.user_properties.append((_LEFT_OUT, suite))
+            pytest.skip(reason)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that skips itself is left out too, and is told like a suite."""
+    """A test that names a fault is one run of it, unless it counts its runs itself; one that fails has broken a promise."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.failed and (tally := _tally(item)) is not None:
+    tally = _tally(item)
+    if tally is None:
+        return
+    if report.when == "setup":
+        item.stash[_RUNS_BEFORE] = tally.runs
+        return
+    if report.when == "call" and not report.skipped and tally.runs == item.stash[_RUNS_BEFORE]:
+        tally.ran()
+    if report.failed:
         tally.violations += 1
-    if report.skipped and not hasattr(report, "wasxfail") and report.when == "call":
-        item.config.stash[_LEFT_OUT][item.nodeid] = str(report.longrepr[2]).removeprefix("Skipped: ")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     evidence.keep(list(session.config.stash[_TALLIES].values()))
-    if suites.REQUIRE_ALL and session.config.stash[_LEFT_OUT] and session.exitstatus == pytest.ExitCode.OK:
+    if suites.REQUIRE_ALL and _left_out(session.config) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    left_out = config.stash[_LEFT_OUT]
+    left_out = _left_out(config)
     if not left_out:
         return
     terminalreporter.section("left out")
-    for suite, reason in sorted(left_out.items()):
-        terminalreporter.line(f"left out: {suite}: {reason}")
+    for what, reason in sorted(left_out.items()):
+        terminalreporter.line(f"left out: {what}: {reason}")
     if suites.REQUIRE_ALL:
         terminalreporter.line("FAILED: REMOTE_TRAINER_REQUIRE_ALL=1 lets nothing be left out", red=True)
+
+
+def _left_out(config: pytest.Config) -> dict[str, str]:
+    """What was not run, a suite or a single test, and why: from the reports, which processes side by side send to the first one."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    return {dict(getattr(report, "user_properties", ())).get(_LEFT_OUT, report.nodeid): _reason(report) for report in skipped}
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
 
 
 def _tally(item: pytest.Item) -> evidence.Tally | None:
@@ -103,16 +120,6 @@ def _tally(item: pytest.Item) -> evidence.Tally | None:
 def _cost(config: pytest.Config, item: pytest.Item) -> int:
     folder = item.path.relative_to(config.rootpath / "tests").parts[0]
     return _CHEAPEST_FIRST.index(folder) if folder in _CHEAPEST_FIRST else len(_CHEAPEST_FIRST)
-
-
-@pytest.fixture(autouse=True)
-def _one_run(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that names a fault is one run of it, unless it counts its runs itself."""
-    tally = _tally(request.node)
-    before = tally.runs if tally else 0
-    yield
-    if tally and tally.runs == before:
-        tally.ran()
 
 
 @pytest.fixture(name="evidence")
@@ -167,6 +174,12 @@ def start_container(container_fleet: Fleet) -> Iterator[Callable[..., ContainerH
             return host
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def shared_container(container_fleet: Fleet) -> ContainerHost:
+    """A host with a disk of its own; take a folder of your own on it."""
+    return container_fleet.launch()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from remote_trainer.ports import Transport
 from remote_trainer.testing.host_contract import HostContract
 from remote_trainer.transport.command import CommandTransport
-from tests.contract.test_transport import ssh_transport
+from tests.contract.test_transport import entered, ssh_transport
 from tests.support.containers import ContainerHost
 from tests.support.sshd import SshdServer
 
@@ -41,27 +42,27 @@ class TestSsh(HostContract):
         return f"{own_sshd.home}/rt"
 
 
-class TestContainer(HostContract):
-    """A container: overlayfs, another process tree, no Python."""
+class InContainerContract(HostContract):
+    """A container: overlayfs, another process tree."""
 
     @pytest.fixture
-    async def transport(self, container_host: ContainerHost, tmp_path: Path) -> AsyncIterator[Transport]:  # type: ignore[override]
-        transport = ssh_transport(container_host, tmp_path)
+    def root(self) -> str:
+        return f"/root/rt-{secrets.token_hex(4)}"
+
+
+class TestContainer(InContainerContract):
+    """Behind its SSH server."""
+
+    @pytest.fixture
+    async def transport(self, shared_container: ContainerHost, tmp_path: Path) -> AsyncIterator[Transport]:  # type: ignore[override]
+        transport = ssh_transport(shared_container, tmp_path)
         yield transport
         await transport.close()
 
-    @pytest.fixture
-    def root(self) -> str:
-        return "/root/rt"
 
-
-class TestDockerExec(HostContract):
-    """A container entered through its engine, without any SSH."""
+class TestDockerExec(InContainerContract):
+    """Entered through its engine, without any SSH."""
 
     @pytest.fixture
-    def transport(self, container_host: ContainerHost) -> Transport:  # type: ignore[override]
-        return CommandTransport(("docker", "-H", container_host.docker.address, "exec", "-i", container_host.name))
-
-    @pytest.fixture
-    def root(self) -> str:
-        return "/root/rt"
+    def transport(self, shared_container: ContainerHost) -> Transport:  # type: ignore[override]
+        return entered(shared_container)

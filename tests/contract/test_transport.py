@@ -11,13 +11,18 @@ from remote_trainer.ports import DriverSettings, Transport
 from remote_trainer.testing.transport_contract import TransportContract
 from remote_trainer.transport.command import CommandTransport
 from remote_trainer.transport.ssh import SshTransport
-from tests.support.containers import ContainerHost
+from tests.support.containers import ContainerHost, Fleet
 from tests.support.sshd import SshdServer
 
 
 def ssh_transport(server: SshdServer | ContainerHost, folder: Path) -> SshTransport:
     settings = DriverSettings(state_dir=folder, ssh_key=server.key_path)
     return SshTransport(f"{server.user}@{server.host}:{server.port}", settings, host_key=server.host_key_public)
+
+
+def entered(container: ContainerHost) -> CommandTransport:
+    """Through the engine, without any SSH."""
+    return CommandTransport(("docker", "-H", container.docker.address, "exec", "-i", container.name))
 
 
 _NEEDED = (
@@ -76,12 +81,17 @@ class TestSshWithoutRsync(HereContract):
         await transport.close()
 
 
+@pytest.fixture(scope="module")
+def bare_host(container_fleet: Fleet) -> ContainerHost:
+    return container_fleet.launch(bare=True)
+
+
 class TestContainer(TransportContract):
     """A host with an address, a file system and nothing installed."""
 
     @pytest.fixture
-    async def transport(self, start_container: Callable[..., ContainerHost], tmp_path: Path) -> AsyncIterator[Transport]:  # type: ignore[override]
-        transport = ssh_transport(start_container(bare=True), tmp_path)
+    async def transport(self, bare_host: ContainerHost, tmp_path: Path) -> AsyncIterator[Transport]:  # type: ignore[override]
+        transport = ssh_transport(bare_host, tmp_path)
         yield transport
         await transport.close()
 
@@ -94,8 +104,8 @@ class TestDockerExec(TransportContract):
     """A container entered through its engine, without any SSH."""
 
     @pytest.fixture
-    async def transport(self, container_host: ContainerHost) -> Transport:  # type: ignore[override]
-        return CommandTransport(("docker", "-H", container_host.docker.address, "exec", "-i", container_host.name))
+    async def transport(self, shared_container: ContainerHost) -> Transport:  # type: ignore[override]
+        return entered(shared_container)
 
     @pytest.fixture
     async def folder(self, transport: Transport) -> str:  # type: ignore[override]

@@ -135,9 +135,10 @@ class Fleet:
 def fleet(folder: Path) -> Iterator[Fleet]:
     """An engine, the image, and an empty network; all containers are gone afterwards."""
     with engines.engine() as docker:
-        if not docker("images", "--quiet", _TAG):
-            with image.ARCHIVE.open("rb") as archive:
-                docker("import", "-", _TAG, stdin=archive)
+        with engines.alone():
+            if not docker("images", "--quiet", _TAG):
+                with image.ARCHIVE.open("rb") as archive:
+                    docker("import", "-", _TAG, stdin=archive)
         name, prefix = _make_network(docker)
         network.allow(f"{prefix}.0/24")
         try:

@@ -62,7 +62,7 @@ def engine() -> Iterator[Engine]:
         return
     _RUN.mkdir(mode=0o700, exist_ok=True)
     with (_RUN / "users.lock").open("w") as users:
-        with _locked("change.lock"):
+        with alone():
             if not _answers(_OWN):
                 _start()
             fcntl.flock(users, fcntl.LOCK_SH)
@@ -72,9 +72,18 @@ def engine() -> Iterator[Engine]:
             _stop_if_unused(users)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What runs that share an engine must do one after the other."""
+    _RUN.mkdir(mode=0o700, exist_ok=True)
+    with (_RUN / "change.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _stop_if_unused(users: IO[str]) -> None:
     """Whoever gets the lock for itself alone was the last."""
-    with _locked("change.lock"), contextlib.suppress(BlockingIOError):
+    with alone(), contextlib.suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _stop()
 
@@ -116,13 +125,6 @@ def _answers(address: str) -> bool:
         return False
     command = ["docker", "-H", address, "version", "--format", "{{.Server.Version}}"]
     return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
-
-
-@contextlib.contextmanager
-def _locked(name: str) -> Iterator[None]:
-    with (_RUN / name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _program(name: str) -> str | None:

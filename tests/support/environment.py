@@ -35,6 +35,8 @@ def scrub() -> Path:
             del os.environ[name]
     os.environ.update(
         HOME=str(home),
+        # Pytest's processes side by side begin in this environment, and look for the same parts.
+        REMOTE_TRAINER_TEST_CACHE=str(CACHE),
         TZ="UTC",
         NO_COLOR="1",
         HF_HUB_OFFLINE="1",

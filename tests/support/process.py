@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,13 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READY_WITHIN_S = 60
+_PORTS = range(10_000, 32_768)
+"""Below those the kernel gives to outgoing connections: none of them takes a server's port while it is down."""
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on now; drawn, so that processes side by side do not get the same one."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def accepts(port: int, host: str = "127.0.0.1") -> bool:

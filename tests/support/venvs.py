@@ -22,7 +22,7 @@ NAMES = tuple(sorted(path.stem for path in _PINS.glob("*.txt")))
 
 def folder(name: str) -> Path:
     """Where the environment lies; the name changes with its pinned versions."""
-    recipe = (_PINS / f"{name}.txt").read_bytes() + sys.version.encode()
+    recipe = (_PINS / f"{name}.txt").read_bytes()
     return CACHE / "venvs" / f"{name}-{hashlib.sha256(recipe).hexdigest()[:12]}"
 
 
@@ -33,16 +33,21 @@ def program(name: str, command: str) -> str:
 
 def missing(name: str) -> str | None:
     """Why the server cannot be started, or None."""
-    return None if (folder(name) / "ready").exists() else f"{name} is not prepared (make servers)"
+    return None if _is_ready(name) else f"{name} is not prepared (make servers)"
 
 
 def prepare(name: str) -> None:
     """Make the environment unless it is there; a half-made one is made again."""
     target = folder(name)
-    if (target / "ready").exists():
+    if _is_ready(name):
         return
     shutil.rmtree(target, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(target)], check=True, env=ORIGINAL)
     install = [str(target / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "-r", str(_PINS / f"{name}.txt")]
     subprocess.run(install, check=True, env=ORIGINAL)
     (target / "ready").touch()
+
+
+def _is_ready(name: str) -> bool:
+    """Made to the end, and with a Python that is still there."""
+    return (folder(name) / "ready").exists() and Path(program(name, "python")).exists()
