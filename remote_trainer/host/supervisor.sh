@@ -211,8 +211,8 @@ group_members() {
 }
 
 # Every process of a step inherits RT_MARK; this finds those that left the group with setsid. The colons at both ends of the mark
-# keep nonce "n1" from matching "n10".
-mark() { say ":$JOB_NAME/$STEP_NAME/$C_NONCE:"; }
+# keep nonce "n1" from matching "n10", and the root from ending what was started from another root of this machine.
+mark() { say ":$JOB_NAME/$STEP_NAME/$C_NONCE:$RT_ROOT:"; }
 
 marked_members() {
     grep -lsF "RT_MARK=$(mark)" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,'
@@ -448,6 +448,7 @@ print_facts() {
 verb_init() { # INC
     need 1 'init INC' $#
     check_name INC "$1"
+    case $RT_ROOT in *[[:cntrl:]]*) die $EX_USAGE 'the name of the root has control characters' ;; esac # a mark is one line
     make_folders "$RT_ROOT/j"
     try_host
     if ! first_line "$RT_ROOT/inc"; then

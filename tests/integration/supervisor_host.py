@@ -158,13 +158,14 @@ class Host:
         (attempt,) = self.attempts(job, step)
         return int((attempt / "sup").read_text().split()[0])
 
-    def processes(self, mark: bytes = b"RT_ROOT=") -> list[int]:
-        """Of this host; or with another mark, those that have it in their environment."""
-        wanted = mark + str(self.root).encode() if mark == b"RT_ROOT=" else mark
+    def processes(self, mark: bytes = b"") -> list[int]:
+        """Of this host; with a mark, those that have it in their environment."""
+        root = f"RT_ROOT={self.root}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if wanted in (folder / "environ").read_bytes():
+                environment = (folder / "environ").read_bytes()
+                if root in environment and mark in environment:
                     found.append(int(folder.name))
             except OSError:
                 continue

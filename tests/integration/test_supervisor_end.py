@@ -84,6 +84,18 @@ def test_only_the_step_itself_is_stopped(host: Host) -> None:
     assert [host.state(job, step).split()[0] for job, step, _ in others] == ["running"] * 3
 
 
+def test_only_steps_of_this_root_are_stopped(host: Host) -> None:
+    """Another root of the same machine may have a step with the same names and the same nonce: it goes on."""
+    wait = "echo up; setsid sleep 300 & while :; do sleep 0.05; done"
+    with running(host.kind) as other:
+        for each in (host, other):
+            each.begin("job", "s.1", wait)
+            each.wait_for_log("job", "s.1", b"up\n")
+        host.ok("stop", "job", "s.1", 1, 1)
+        assert host.end_of("job", "s.1").startswith("exited ")
+        assert (members(host, "job", "s.1"), len(members(other, "job", "s.1")) >= 2) == ([], True)
+
+
 def test_what_a_step_leaves_behind_is_ended(host: Host) -> None:
     """A daemon in a session of its own does not outlive its step; the step's own code is told."""
     host.begin("job", "s.1", "setsid sh -c 'while :; do sleep 0.05; done' & sleep 0.1; exit 5", grace=1)
