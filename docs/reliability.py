@@ -40,8 +40,26 @@ def evidence() -> list[Row]:
 def page(rows: Sequence[Row] | None = None) -> str:
     """Return the page that evidence gives."""
     found = evidence() if rows is None else rows
-    parts = [_HEAD, _promises(found), _matrix(found), _faults(found), _planted(found), _recovery(found), _others(), _limits()]
+    parts = [
+        _HEAD,
+        _sum(found),
+        _promises(found),
+        _matrix(found),
+        _faults(found),
+        _planted(found),
+        _recovery(found),
+        _others(),
+        _limits(),
+    ]
     return "\n".join(parts)
+
+
+def _sum(rows: Sequence[Row]) -> str:
+    tried = [row for row in rows if FAULTS[row["fault"]].promises]
+    names = {row["fault"] for row in tried}
+    days = sorted({row["date"] for row in tried})
+    when = f", {days[0]} to {days[-1]}" if days else ""
+    return f"**{_count(tried, 'runs')} runs of {len(names)} of {len(_aimed())} faults: {_count(tried, 'violations')} violations**{when}.\n"
 
 
 def _promises(rows: Sequence[Row]) -> str:
