@@ -89,6 +89,7 @@ use_job() { # JOB
     check_name JOB "$1"
     JOB_NAME=$1
     JOB=$RT_ROOT/j/$1
+    WITNESSES=$RT_ROOT/c/$1
 }
 
 use_step() { # JOB STEP
@@ -175,14 +176,14 @@ renew_lease() { true 2>/dev/null >"$JOB/lease"; }
 
 # --- processes ----------------------------------------------------------------------------------------------------------------
 
-# look_at PID -> P_STATE P_GROUP P_START; false when there is no such process.
+# look_at PID -> P_STATE P_PARENT P_GROUP P_START; false when there is no such process.
 look_at() {
     _stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     # The program's name stands in brackets and may hold spaces and brackets: fields are counted from the last bracket.
     # shellcheck disable=SC2086 # split into fields on purpose
     set -- ${_stat##*) }
     [ $# -ge 20 ] || return 1
-    P_STATE=$1 P_GROUP=$3 P_START=${20}
+    P_STATE=$1 P_PARENT=$2 P_GROUP=$3 P_START=${20}
 }
 
 # alive PID START: a pid alone is reused, with its start time (in ticks since boot) it is unique within one boot.
@@ -199,10 +200,18 @@ read_boot() {
 }
 
 # A pid is not given out again while a group of that number has members. So when the number belongs to a process with another
-# start time, the step's group is empty and a group of this number is somebody else's.
+# start time, the step's group is empty and a group of this number is somebody else's. When it belongs to no process, a stranger may
+# have had it, and left a group, since the supervisor was killed: then only a member with our mark proves that the group is ours.
 group_is_ours() {
-    look_at "$C_PID" || return 0
-    [ "$P_START" = "$C_START" ]
+    if look_at "$C_PID"; then
+        [ "$P_START" = "$C_START" ]
+        return
+    fi
+    supervisor_alive && return
+    for _pid in $(marked_members); do
+        look_at "$_pid" && [ "$P_GROUP" = "$C_PID" ] && return
+    done
+    return 1
 }
 
 # `kill -0 -GROUP` would not do: it counts zombies, which pid 1 of a container may never collect.
@@ -224,12 +233,13 @@ has_members() {
 
 # signal_step SIGNAL: each process once, the group as a whole and then those outside. The list is made before the group is
 # signalled: a process that leaves the group in between must not get a second TERM, which many programs take for "do not save".
+# The group is signalled without a look at who is in it: the kernel misses nobody, a look may miss one that forks and exits.
 signal_step() {
     _leavers=''
     for _pid in $(marked_members); do
         look_at "$_pid" && [ "$P_GROUP" != "$C_PID" ] && _leavers="$_leavers $_pid"
     done
-    [ -n "$(group_members)" ] && kill "-$1" "-$C_PID" 2>/dev/null
+    group_is_ours && kill "-$1" "-$C_PID" 2>/dev/null
     for _pid in $_leavers; do kill "-$1" "$_pid" 2>/dev/null; done
     :
 }
@@ -240,10 +250,12 @@ grace_now() { # DEFAULT
 }
 
 # end_step GRACE: TERM once, grace, then STOP and KILL until two looks in a row find nobody. STOP first: a fork loop outruns KILL.
+# The TERM goes with the name term.r: of all that ever end this step only one can take it away, also after a crash or on a full disk.
 end_step() {
-    has_members || return 0
-    signal_step TERM
-    signal_step CONT # a stopped process would never see the TERM
+    if has_members && attempt mv "$ATTEMPT/term.r" "$ATTEMPT/term"; then
+        signal_step TERM
+        signal_step CONT # a stopped process would never see the TERM
+    fi
     _fifths=0
     while [ $_fifths -lt $((5 * $(grace_now "$1"))) ] && has_members; do
         sleep 0.2
@@ -252,10 +264,10 @@ end_step() {
     _empty=0 _tries=0
     while [ $_empty -lt 2 ] && [ $_tries -lt 200 ]; do
         _tries=$((_tries + 1))
+        signal_step STOP
+        signal_step KILL
         if has_members; then
             _empty=0
-            signal_step STOP
-            signal_step KILL
             sleep 0.05
         else
             _empty=$((_empty + 1))
@@ -290,10 +302,13 @@ check_incarnation() { # INC
 
 # read_claim -> CLAIM C_NONCE C_FENCE C_PID C_START C_BOOT ATTEMPT; false when nobody has claimed the step.
 # A claim that cannot be read says that there was a start and nothing else about it: nonce "unknown", which is a lost step.
+# Where a step has removed the folder of its own job, the witness tells of the start.
 read_claim() {
     C_NONCE='' C_FENCE='' C_PID='' C_START='' C_BOOT='' CLAIM=''
-    [ -e "$STEP/claim" ] || return 1
-    first_line "$STEP/claim" && CLAIM=$LINE
+    _claim=$STEP/claim
+    [ -e "$_claim" ] || _claim=$WITNESSES/$STEP_NAME
+    [ -e "$_claim" ] || return 1
+    first_line "$_claim" && CLAIM=$LINE
     for _word in $CLAIM; do
         case $_word in
             n=*) C_NONCE=${_word#n=} ;;
@@ -509,7 +524,7 @@ verb_start() { # JOB STEP FENCE INC NONCE GRACE DEADMAN
         report_start adopted
         return
     fi
-    make_folders "$JOB/w"
+    make_folders "$JOB/w" "$WITNESSES"
     fail_point start.prepared
     if ! attempt mkdir "$STEP/a.$5"; then
         [ -d "$STEP/a.$5" ] || give_up "$STEP/a.$5"
@@ -569,7 +584,7 @@ verb___supervise() { # JOB STEP FENCE NONCE GRACE DEADMAN
     look_at $$
     SUP_START=$P_START
     if ! put "$ATTEMPT/sup" "$$ $SUP_START" || ! reserve "$ATTEMPT/exit.r" || ! reserve "$ATTEMPT/code.r" ||
-        ! attempt touch "$ATTEMPT/log" "$ATTEMPT/lock"; then
+        ! attempt touch "$ATTEMPT/log" "$ATTEMPT/lock" "$ATTEMPT/term.r"; then
         _reason=$(why_failed "$ATTEMPT")
         rm -rf "$ATTEMPT"
         tell_starter "$_reason"
@@ -610,12 +625,17 @@ become_session() { # JOB STEP FENCE NONCE ...
     exec setsid sh "$SELF" __command "$1" "$2" "$3" "$4"
 }
 
-# The work is done beside the wait, so that the command's exit code is taken the moment it ends.
+# The work is done beside the wait, so that the command's exit code is taken the moment it ends. A stopper that was killed is replaced.
 begin_stop() {
     INTERRUPTED=1
-    if [ -z "$C_PID" ] || [ -n "$STOPPER$ENDED" ]; then return; fi
+    if [ -z "$C_PID" ] || [ -n "$ENDED" ] || stopper_lives; then return; fi
     (exec 9>&- && trap '' TERM && end_step "$GRACE") &
     STOPPER=$!
+}
+
+# In a subshell, because a trap may come between a look and the use of what was seen.
+stopper_lives() {
+    [ -n "$STOPPER" ] && (look_at "$STOPPER" && [ "$P_PARENT" = $$ ] && [ "$P_STATE" != Z ])
 }
 
 # await_command -> CODE. A signal makes `wait` return 143 although the command lives on; and a signal that comes just as the command
@@ -636,11 +656,8 @@ await_command() {
 # Ends what the command left behind, so that the log is final, and only then says how the step ended.
 finish() {
     fail_point sup.exited
-    if [ -n "$STOPPER" ]; then
-        while kill -0 "$STOPPER" 2>/dev/null; do wait "$STOPPER"; done # its TERM was sent; a second one must not be
-    else
-        end_step "$GRACE"
-    fi
+    while stopper_lives; do wait "$STOPPER"; done
+    end_step "$GRACE"
     rm -f "$STEP/secrets"
     read_size
     first_line "$ATTEMPT/why"
@@ -693,7 +710,8 @@ verb___command() { # JOB STEP FENCE NONCE
     fail_point child.checked
     attempt ln "$ATTEMPT/rec" "$STEP/claim" || lose_claim # the point of no return
     fail_point child.claimed
-    sync_folders "$STEP" "$ATTEMPT" "$JOB"
+    attempt ln -f "$STEP/claim" "$WITNESSES/$STEP_NAME" # before the script, which may remove what it likes
+    sync_folders "$STEP" "$ATTEMPT" "$JOB" "$WITNESSES"
     exec 3>&-
     load_secrets
     cd "$JOB/w" || exit 126
@@ -961,7 +979,7 @@ verb_clean() { # JOB FENCE
         read_state
         case $STATE in running* | orphan*) die $EX_BUSY "busy: $STEP_NAME is $STATE" ;; esac
     done
-    attempt rm -rf "$JOB/s" "$JOB/w" "$JOB/lease" || give_up "$JOB"
+    attempt rm -rf "$JOB/s" "$JOB/w" "$JOB/lease" "$JOB/digests" "$WITNESSES" || give_up "$JOB"
     say ok
 }
 

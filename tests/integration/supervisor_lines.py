@@ -1,0 +1,133 @@
+"""The supervisor with a fault before any of its lines: a copy of it that can be struck wherever one of its processes is at work.
+
+Each line of a function, each branch of a `case`, and each line of the shell in which a step's script runs gets a call of `_at LINE $?`
+in front, which keeps `$?`. `Strike` names a line, the verb in which it is reached, the how-manieth time, and what happens there; `reached`
+records which lines a scenario passes, so that a test can strike at each of them.
+
+Rules for editing: the copy does what the original does until it is struck; no line of the original is known by number here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tests.integration.supervisor_host import SUPERVISOR, Host
+
+# The pid from /proc and not $$, which in a subshell is its parent's. Whoever kills all leaves itself for the end.
+_HOOK = r"""
+_at() { # LINE STATUS
+    if [ -n "${RT_STRIKE-}${RT_TRACE-}" ]; then
+        read -r _at_pid _at_rest </proc/self/stat
+        [ -z "${RT_TRACE-}" ] || printf '%s %s %s\n' "${_verb-step}" "$1" "$(($$ != _at_pid))" >>"$RT_TRACE"
+        case "${RT_STRIKE-}" in
+            "${_verb-step} $1 "*)
+                _at_passed=$((${_at_passed-0} + 1))
+                case $RT_STRIKE in *" $_at_passed "*) mkdir "$RT_STRUCK" 2>/dev/null && _strike "${RT_STRIKE##* }" ;; esac
+                ;;
+        esac
+    fi
+    return "$2"
+}
+
+_strike() { # ACTION
+    case $1 in
+        parent) kill -9 $$ ;;
+        process) kill -9 "$_at_pid" ;;
+        all)
+            for _at_other in $(grep -ls "RT_STRUCK=$RT_STRUCK" /proc/[0-9]*/environ | sed 's,[^0-9],,g'); do
+                [ "$_at_other" = "$_at_pid" ] || kill -9 "$_at_other" 2>/dev/null
+            done
+            kill -9 "$_at_pid"
+            ;;
+        data) cat /dev/zero >"$RT_ROOT/full" 2>/dev/null ;;
+        names) mkdir "$RT_ROOT/full" && (cd "$RT_ROOT/full" && touch $(seq 1 200) 2>/dev/null) ;;
+    esac
+}
+"""
+
+#: What begins no command of its own.
+_KEYWORDS = re.compile(r"(then|else|elif|fi|do|done|esac|in|\}|\)|;;|#)(\s|;|$|<|>|\|)|\w+\(\) \{|#")
+_STEP_SHELL = re.compile(r"^STEP_SHELL='$")
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One fault: ``action`` is "process" (that is at that line), "parent" (of the subshell at that line), "all" (each process of this
+    start), "data" or "names" (the disk is full: of bytes, of files)."""
+
+    verb: str
+    line: int
+    time: int
+    action: str
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """What makes the copy strike; the folder appears when it does."""
+        return {"RT_STRIKE": f"{self.verb} {self.line} {self.time} {self.action}", "RT_STRUCK": str(folder)}
+
+    def __str__(self) -> str:
+        return f"{self.action} at {self.verb}:{self.line}#{self.time}"
+
+
+def _branch(line: str) -> int:
+    """Where the command of a `case` branch begins, or 0: behind the first bracket that nothing has opened."""
+    plain = re.sub(r"""\\.|'[^']*'|"(\\.|[^"])*"|\$\{[^}]*\}""", lambda found: "_" * len(found[0]), line)
+    depth = 0
+    for at, char in enumerate(plain):
+        depth += (char == "(") - (char == ")")
+        if depth < 0:
+            return at + 1
+    return 0
+
+
+@cache
+def instrumented() -> str:
+    """The supervisor with `_at LINE $?` in front of everything that can be struck. Line numbers are the original's."""
+    lines, inside, string, continued = [], False, False, False
+    for number, line in enumerate(SUPERVISOR.read_text().splitlines(), 1):
+        bare = line.strip()
+        starts_command = bool(bare) and not continued and not _KEYWORDS.match(bare)
+        if _STEP_SHELL.match(line):
+            string = True
+        elif string and bare == "'":
+            string = False
+        elif line == "}":
+            inside = False
+        elif (inside or string) and starts_command:
+            at = _branch(line)
+            rest = line[at:].strip()
+            if not at:
+                at = len(line) - len(line.lstrip())
+            if rest and not rest.startswith(";;"):
+                line = f"{line[:at]}{' ' if line[:at].strip() else ''}_at {number} $?; {line[at:].lstrip()}"
+        elif re.match(r"\w+\(\) \{( #|$)", line):
+            inside = True
+        continued = bare.endswith(("\\", "|", "&&")) and not bare.startswith("#")
+        lines.append(line)
+    text = "\n".join(lines) + "\n"
+    hook_in_step = _HOOK.replace("'", "'\\''")
+    return text.replace("set -u\n", f"set -u\n{_HOOK}\n", 1).replace("STEP_SHELL='\n", f"STEP_SHELL='{hook_in_step}", 1)
+
+
+def install(host: Host) -> None:
+    """Let a host run the copy."""
+    host.script.write_text(instrumented())
+
+
+def strikes(trace: Path, actions: tuple[str, ...], times: int) -> list[Strike]:
+    """A strike for each action at each line of a trace, the first few times it is passed."""
+    passed: Counter[tuple[str, int]] = Counter()
+    subshell: set[tuple[str, int]] = set()
+    for entry in trace.read_text().splitlines():
+        verb, line, sub = entry.split()
+        passed[verb, int(line)] += 1
+        if sub == "1":
+            subshell.add((verb, int(line)))
+    found = []
+    for (verb, line), count in sorted(passed.items()):
+        for time in range(1, min(count, times) + 1):
+            found += [Strike(verb, line, time, action) for action in actions if action != "parent" or (verb, line) in subshell]
+    return found

@@ -1,0 +1,159 @@
+"""Killed before any line, the supervisor leaves nothing half done: a step starts at most once, and its end is told or provably lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from tests.integration.supervisor_host import Host, Kind, Reply, eventually, running
+from tests.integration.supervisor_lines import Strike, install, strikes
+from tests.support.evidence import Tally
+from tests.support.rig import heavy
+
+pytestmark = [pytest.mark.shells, pytest.mark.fault("supervisor-killed")]
+SHELLS = [Kind("dash"), Kind("bash"), Kind("busybox")]
+SAMPLE = 4  # strikes in each scenario and shell where not all are tried
+INNOCENT = ("launch", "stop", "cancel", "clean", "prep", "secrets")  # killing these takes nothing from the step itself
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """A job of a host, and the strike it is to survive; without one the lines it passes are recorded."""
+
+    host: Host
+    job: str
+    strike: Strike | None = None
+
+    def run(self, *words: object, stdin: str = "") -> Reply:
+        """A verb that may be struck."""
+        folder = self.host.folder
+        if self.strike:
+            return self.host.run(*words, stdin=stdin, **self.strike.environment(folder / f"struck-{self.job}"))
+        return self.host.run(*words, stdin=stdin, RT_TRACE=str(folder / f"trace-{self.job}"))
+
+    def launch(self, script: str, *, deadman: int = 0) -> Reply:
+        """Starts the step s.1 as the first owner, who may be struck."""
+        return self.run("launch", self.job, "s.1", 1, "inc1", "first", 20, deadman, script)
+
+    def settle(self, script: str) -> Reply:
+        """What a worker does after a doubt: it launches with a new nonce and a higher token until it is told of a claim."""
+        for attempt in range(20):
+            reply = self.host.launch(self.job, "s.1", script, nonce=f"again{attempt}", fence=2 + attempt, grace=20)
+            if reply.code == 0:
+                return reply
+            assert reply.code == 74, reply
+        raise AssertionError(f"{self.job}: never told of a claim")
+
+    def happened(self, word: str) -> int:
+        """How often the step wrote the word into a file of its own, which no supervisor touches."""
+        path = self.host.folder / f"record-{self.job}"
+        return path.read_text().split().count(word) if path.exists() else 0
+
+    def note(self, word: str) -> str:
+        """What the script says to have that written."""
+        return f"echo {word} >>{self.host.folder}/record-{self.job}"
+
+    def judge(self, code: int) -> str:
+        """The state that the step ended in: the true one, or where the strike took the step itself, an honest one."""
+        state = self.host.end_of(self.job, "s.1")
+        starts = self.happened("start")
+        if self.strike is None or (
+            self.strike.verb != "__command" and self.strike.verb != "step" and self.strike.action != "all"
+        ):
+            assert state.startswith(f"exited code={code} "), state
+            assert starts == 1, state
+        else:
+            assert state.startswith((f"exited code={code} ", "exited code=137 ", "lost why=supervisor ")), state
+            assert starts <= 1 and (starts or not state.startswith(f"exited code={code} ")), state
+        eventually(lambda: not self.host.processes(f"RT_MARK=:{self.job}/".encode()), "nobody left")
+        return state
+
+
+def start_and_end(play: Play) -> None:
+    """A step with a secret is started and ends by itself."""
+    play.host.ok("secrets", play.job, "s.1", stdin="TOKEN=c2VjcmV0\n.\n")
+    script = f'{play.note("start")}; [ "$TOKEN" = secret ] || exit 9; printf out; exit 3'
+    first = play.launch(script)
+    told = play.settle(script)
+    assert first.code in (0, 74, -9) and (first.code != 0 or first.claim == told.claim), (first, told)
+    state = play.judge(3)
+    nonce = told.claim.split()[0].removeprefix("n=")
+    log = (play.host.step_folder(play.job, "s.1") / f"a.{nonce}" / "log").read_bytes()
+    assert log in (b"out", b"") and f" size={len(log)} " in state + " ", (state, log)
+    assert log == b"out" or not state.startswith("exited code=3 "), state
+
+
+def stop(play: Play) -> None:
+    """A running step is stopped; it saves and ends, and hears of it once."""
+    script = f'trap "{play.note("term")}; sleep 0.1; exit 17" TERM; {play.note("start")}; while :; do sleep 0.05; done'
+    play.launch(script)
+    play.settle(script)
+    eventually(lambda: play.happened("start") or play.host.state(play.job, "s.1").startswith(("exited", "lost")), "the step")
+    play.run("stop", play.job, "s.1", 50, 2)
+    eventually(lambda: play.host.run("stop", play.job, "s.1", 50, 2).line != "stopping", "the end")
+    # Whoever takes the TERM upon itself may die before it is sent: then nobody dares to, and the step hears of the KILL only.
+    silent = play.strike and play.strike.verb in ("__supervise", "__end") and not play.happened("term")
+    play.judge(137 if silent else 17)
+    assert play.happened("term") <= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is played, and which verbs are struck in it."""
+
+    play: Callable[[Play], None]
+    verbs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.play.__name__
+
+
+SCENARIOS = [Scenario(start_and_end, ("launch", "__supervise", "__command", "step")), Scenario(stop, ("stop", "__supervise"))]
+
+
+def struck(host: Host, scenario: Scenario, times: int) -> list[Strike]:
+    """Every strike there is in a scenario: at each line that it passes."""
+    scenario.play(Play(host, "traced"))
+    trace = host.folder / "trace-traced"
+    return [strike for strike in strikes(trace, ("process", "parent", "all"), times) if strike.verb in scenario.verbs]
+
+
+def survive(host: Host, scenario: Scenario, chosen: list[Strike], evidence: Tally) -> None:
+    """Plays the scenario once for each strike."""
+
+    def one(numbered: tuple[int, Strike]) -> None:
+        number, strike = numbered
+        try:
+            scenario.play(Play(host, f"j{number}", strike))
+        except Exception as error:
+            error.add_note(str(strike))
+            raise
+        assert (host.folder / f"struck-j{number}").exists(), f"never came there: {strike}"
+
+    with ThreadPoolExecutor(3) as pool:
+        for _ in pool.map(one, enumerate(chosen)):
+            evidence.ran()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize("kind", SHELLS, ids=str)
+def test_a_kill_at_some_lines(kind: Kind, scenario: Scenario, evidence: Tally) -> None:
+    """A sample of the lines, another one each day."""
+    with running(kind) as host:
+        install(host)
+        found = struck(host, scenario, 1)
+        survive(host, scenario, random.sample(found, SAMPLE), evidence)
+
+
+@heavy
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize("kind", SHELLS, ids=str)
+def test_a_kill_at_every_line(kind: Kind, scenario: Scenario, evidence: Tally) -> None:
+    """Each process of the supervisor is killed before each line, the first time that it comes there."""
+    with running(kind) as host:
+        install(host)
+        survive(host, scenario, struck(host, scenario, 1), evidence)
