@@ -6,15 +6,17 @@ Rules for editing: whoever loops over blocks calls the watch once a block; nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
-from remote_trainer.errors import Incomplete
+from remote_trainer.errors import Incomplete, ObjectsUnavailable
 from remote_trainer.ports import Progress
 
 T = TypeVar("T")
@@ -77,6 +79,23 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Incomplete(f"{path} cannot be stored: it is not there") from error
+
+
+@contextlib.contextmanager
+def partial(path: Path, sha256: str) -> Iterator[BinaryIO]:
+    """Open what there is of a file that is to have that content, beside its place; it stays unless it is moved or left empty."""
+    name = path.with_name(f".{hashlib.sha256(f'{path.name} {sha256}'.encode()).hexdigest()[:32]}.part")
+    with name.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ObjectsUnavailable(f"{path} is being downloaded by another process: wait for that one") from error
+        try:
+            yield file
+        finally:
+            file.flush()
+            if name.exists() and not name.stat().st_size:
+                name.unlink()
 
 
 def sync(path: Path) -> None:

@@ -5,8 +5,11 @@ boto3's default ones travel as a trailer that several refuse or store into the o
 server checks what arrived, parts of equal size, deletes one by one.
 
 An object appears whole or not at all: a small one is hashed before it is sent in one request, a large one while its parts are
-sent, and its upload is aborted unless the digest agrees. An upload left behind by a process that was killed is aborted when the
-same key is put again.
+sent, and its upload is aborted unless the digest agrees. An upload or a download that broke, or was left by a process that was killed,
+is gone on with when it is asked for again: of an upload whole parts, as the server shows by their MD5.
+
+What a server says it took is proven by the MD5 it answers (its ETag); where that is none, as with keys of its own (KMS), the object is
+read again.
 
 Rules for editing: boto3 is imported here only; its errors are named in ``_translate`` only; everything below the line runs in
 threads. Credentials never enter a message.
@@ -15,20 +18,22 @@ threads. Credentials never enter a message.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import math
+import os
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import partial
+from functools import partial as bound
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 
 from remote_trainer.errors import ConfigError, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
-from remote_trainer.objects.blocking import BLOCK, Threads, Watch, move, size_of
+from remote_trainer.objects.blocking import BLOCK, Threads, Watch, move, partial, size_of
+from remote_trainer.objects.etag import etag_of, in_base64, is_md5, md5_of
 from remote_trainer.objects.keys import check_key, folder_prefix
 from remote_trainer.ports import Progress, StoredObject
 
@@ -55,9 +60,14 @@ _REREAD = 1 << 20  # up to this size verify reads the object again
 _RESUMES = 5
 _LONGEST_LINK_S = 7 * 24 * 3600
 
+_ALL_THERE = {"416", "InvalidRange", "RequestedRangeNotSatisfiable"}
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "Unauthorized", "Forbidden"}
+
+
+class _Same(TypedDict, total=False):
+    IfMatch: str
 
 
 class _Refused(ObjectsUnavailable):
@@ -100,7 +110,7 @@ class S3Objects:
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         below, after = folder_prefix(prefix), ""
         while True:
-            keys, after = await self._threaded(Watch(), partial(self._page, below, after))
+            keys, after = await self._threaded(Watch(), bound(self._page, below, after))
             for found in await asyncio.gather(*map(self.head, keys)):  # a listing does not tell digests
                 if found:  # None: removed since
                     yield found
@@ -169,30 +179,59 @@ class S3Objects:
         data = path.read_bytes()
         _agree(path, hashlib.sha256(data).hexdigest(), sha256)
         watch(0, len(data))
-        self._client.put_object(
-            Bucket=self._bucket, Key=self._key(key), Body=data, ContentMD5=_md5(data), Metadata={"sha256": sha256}
+        md5, note = md5_of(data), {"sha256": sha256}
+        # As a stream: bytes would have to leave within one time-out, however slow the line.
+        reply = self._client.put_object(
+            Bucket=self._bucket, Key=self._key(key), Body=BytesIO(data), ContentMD5=in_base64(md5), Metadata=note
         )
         watch(len(data), len(data))
-        return StoredObject(key=key, size=len(data), sha256=sha256)
+        return self._proven(StoredObject(key=key, size=len(data), sha256=sha256), reply["ETag"], md5.hex(), watch)
+
+    def _proven(self, stored: StoredObject, etag: str, expected: str, watch: Watch) -> StoredObject:
+        """Return what was stored once it is certain that the server has these bytes."""
+        if not is_md5(etag, expected):
+            found = self._digest(stored.key, watch)
+            if found != stored.sha256:
+                self._client.delete_object(Bucket=self._bucket, Key=self._key(stored.key))
+                raise DigestMismatch(f"{self._where} took other bytes for {stored.key} (SHA-256 {found}): it is sent again")
+        return stored
 
     def _put_parts(self, key: str, path: Path, sha256: str, watch: Watch) -> StoredObject:
-        self._abort_stale(key)
         name = self._key(key)
-        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=name, Metadata={"sha256": sha256})["UploadId"]
+        upload, there = self._begun(name)
+        resumed = bool(upload)
+        if not upload:
+            note = {"sha256": sha256}
+            upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=name, Metadata=note)["UploadId"]
         try:
-            size, found, parts = self._send_parts(name, upload, path, watch)
+            size, found, parts = self._send_parts(name, upload, there, path, watch)
             _agree(path, found, sha256)
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": parts}
-            )
-        except BaseException:
+        except DigestMismatch:
             with suppress(ClientError, BotoCoreError):  # the next put of this key tries again
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload)
             raise
-        return StoredObject(key=key, size=size, sha256=sha256)
+        done = self._client.complete_multipart_upload(
+            Bucket=self._bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": parts}
+        )
+        stored, known = StoredObject(key=key, size=size, sha256=sha256), self._head(key) if resumed else None
+        if known and known.sha256 != sha256:  # it was begun for another content
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+            return self._put_parts(key, path, sha256, watch)
+        return self._proven(stored, done["ETag"], etag_of([part["ETag"] for part in parts]), watch)
 
-    def _send_parts(self, name: str, upload: str, path: Path, watch: Watch) -> tuple[int, str, Sequence[CompletedPartTypeDef]]:
-        """Send all parts, several at once, hashing in order; returns size, digest and the parts' receipts."""
+    def _begun(self, name: str) -> tuple[str, dict[int, str]]:
+        """Return the upload of this key that broke off, if any, and what the server has of it: the ETag of each part by number."""
+        with suppress(ClientError):  # a key that may only read and write objects begins anew
+            uploads = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name).get("Uploads", ())
+            for upload in (each["UploadId"] for each in uploads if each["Key"] == name):
+                pages = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=name, UploadId=upload)
+                return upload, {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", ())}
+        return "", {}
+
+    def _send_parts(
+        self, name: str, upload: str, there: Mapping[int, str], path: Path, watch: Watch
+    ) -> tuple[int, str, Sequence[CompletedPartTypeDef]]:
+        """Send the parts that are missing, several at once, hashing all in order; returns size, digest and the parts' receipts."""
         total, digest, sent = size_of(path), hashlib.sha256(), 0
         running: list[Future[CompletedPartTypeDef]] = []
         length = max(PART, math.ceil(total / _MOST_PARTS / BLOCK) * BLOCK)
@@ -200,14 +239,14 @@ class S3Objects:
             with path.open("rb") as file:
                 for number, data in enumerate(self._read(file, length), 1):
                     digest.update(data)
-                    running.append(self._senders.submit(self._send, name, upload, number, data))
+                    running.append(self._senders.submit(self._send, name, upload, number, data, there.get(number)))
                     running[-1].add_done_callback(lambda _: self._parts.release())
                     sent += len(data)
                     for failed in (each for each in running if each.done() and each.exception()):
                         failed.result()
                     watch(sent, total)
             return sent, digest.hexdigest(), [each.result() for each in running]
-        finally:  # an abort must come after the last part
+        finally:  # nothing of this upload is sent when it was given up, or is gone on with
             for each in running:
                 each.cancel()
             wait(running)
@@ -226,54 +265,66 @@ class S3Objects:
                 return
             yield data
 
-    def _send(self, name: str, upload: str, number: int, data: bytes) -> CompletedPartTypeDef:
-        reply = self._client.upload_part(
-            Bucket=self._bucket, Key=name, UploadId=upload, PartNumber=number, Body=data, ContentMD5=_md5(data)
-        )
-        return {"PartNumber": number, "ETag": reply["ETag"]}
-
-    def _abort_stale(self, key: str) -> None:
-        """End uploads of this key that a killed process left; they are invisible and cost storage."""
-        name = self._key(key)
-        with suppress(ClientError):  # a key that may only read and write objects still can
-            for upload in self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name).get("Uploads", ()):
-                if upload["Key"] == name:
-                    self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload["UploadId"])
+    def _send(self, name: str, upload: str, number: int, data: bytes, there: str | None) -> CompletedPartTypeDef:
+        md5 = md5_of(data)
+        if there is None or not is_md5(there, md5.hex()):
+            there = self._client.upload_part(
+                Bucket=self._bucket, Key=name, UploadId=upload, PartNumber=number, Body=BytesIO(data), ContentMD5=in_base64(md5)
+            )["ETag"]
+        return {"PartNumber": number, "ETag": there}
 
     def _get(self, key: str, path: Path, sha256: str, watch: Watch) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
-        digest = hashlib.sha256()
-        try:
-            with temporary.open("xb") as file:
-                for block in self._blocks(key, watch):
-                    digest.update(block)
-                    file.write(block)
-            if digest.hexdigest() != sha256:
-                raise DigestMismatch(
-                    f"object {key} has SHA-256 {digest.hexdigest()}, expected was {sha256}: the stored copy is damaged"
-                )
-            move(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with partial(path, sha256) as file:
+            begun = file.seek(0, os.SEEK_END)
+            found = self._download(key, file, watch)
+            if found != sha256 and begun:  # what lay there was not what it should be
+                file.truncate(0)
+                found = self._download(key, file, watch)
+            if found != sha256:
+                file.truncate(0)
+                raise DigestMismatch(f"object {key} has SHA-256 {found}, expected was {sha256}: the stored copy is damaged")
+            file.flush()
+            move(Path(file.name), path)
 
-    def _blocks(self, key: str, watch: Watch) -> Iterator[bytes]:
-        """Yield the object's bytes; a stream that breaks is taken up where it ended."""
-        name, done, total, etag, breaks = self._key(key), 0, 1, "", 0
+    def _download(self, key: str, file: BinaryIO, watch: Watch) -> str:
+        """Append what the file lacks of an object; return the digest of the whole."""
+        digest = hashlib.sha256()
+        file.seek(0)
+        while block := file.read(BLOCK):
+            digest.update(block)
+        for block in self._blocks(key, watch, file.tell()):
+            digest.update(block)
+            file.write(block)
+        return digest.hexdigest()
+
+    def _digest(self, key: str, watch: Watch) -> str:
+        """Return the digest of an object as it is read now."""
+        digest = hashlib.sha256()
+        for block in self._blocks(key, watch):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, key: str, watch: Watch, done: int = 0) -> Iterator[bytes]:
+        """Yield the object's bytes from there on; a stream that breaks is taken up where it ended, as long as it moves."""
+        name, total, etag, breaks = self._key(key), done + 1, "", 0
         while done < total:
             try:
+                same: _Same = {"IfMatch": etag} if etag else {}
                 if done:
-                    reply = self._client.get_object(Bucket=self._bucket, Key=name, Range=f"bytes={done}-", IfMatch=etag)
+                    reply = self._client.get_object(Bucket=self._bucket, Key=name, Range=f"bytes={done}-", **same)
                 else:  # a range of an empty object is an error
-                    reply = self._client.get_object(Bucket=self._bucket, Key=name)
+                    reply = self._client.get_object(Bucket=self._bucket, Key=name, **same)
                 total, etag = done + reply["ContentLength"], reply["ETag"]
                 for block in reply["Body"].iter_chunks(BLOCK):
-                    done += len(block)
+                    done, breaks = done + len(block), 0
                     watch(done, total)
                     yield block
             except ClientError as error:
                 if _code(error) in _ABSENT:
                     raise NotFound(f"no object {key} in {self._where}") from error
+                if _code(error) in _ALL_THERE:
+                    return
                 raise
             except BotoCoreError:
                 breaks += 1
@@ -286,10 +337,7 @@ class S3Objects:
             raise Incomplete(f"object {key} is not in {self._where}: it was removed since it was put there")
         found = known.sha256
         if known.size == size and (size <= _REREAD or not found):
-            digest = hashlib.sha256()
-            for block in self._blocks(key, watch):
-                digest.update(block)
-            found = digest.hexdigest()
+            found = self._digest(key, watch)
         if (known.size, found) != (size, sha256):
             raise DigestMismatch(
                 f"object {key} in {self._where} has {known.size} bytes, SHA-256 {found}; expected were {size}, {sha256}: "
@@ -306,7 +354,7 @@ class S3Objects:
 
     def _probe(self) -> None:
         key, data = self._key(f".check-{uuid.uuid4().hex}"), b"check"
-        self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentMD5=_md5(data))
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentMD5=in_base64(md5_of(data)))
         try:
             found = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         finally:
@@ -332,8 +380,8 @@ def _client(settings: S3Settings) -> S3Client:
             response_checksum_validation="when_required",
             s3={"addressing_style": "path" if settings.path_style else "auto"},
             retries={"mode": "standard", "total_max_attempts": 4},
-            connect_timeout=10,
-            read_timeout=60,
+            connect_timeout=30,  # and for a piece of 16 kB to leave
+            read_timeout=120,
             max_pool_connections=_PARTS_AT_ONCE + 8,
         ),
     )
@@ -341,10 +389,6 @@ def _client(settings: S3Settings) -> S3Client:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
-
-
-def _md5(data: bytes) -> str:
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def _agree(path: Path, found: str, announced: str) -> None:

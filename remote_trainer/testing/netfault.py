@@ -5,6 +5,7 @@
         link.cut()                           # silence: nothing arrives, nothing is refused
         link.heal()                          # what was under way arrives after all
         link.reset()                         # connections break; new ones break too, until heal()
+        link.strike(Fault.FLIP, 5_000_000)   # of the bytes that go up from now on, the one at that offset arrives with a bit inverted
 
 It acts above TCP: each side's kernel still gets its acknowledgements at once, so the delay is felt by whatever waits for replies or
 windows of its own (SSH channels, HTTP requests), and not by TCP's own window.
@@ -22,11 +23,23 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Self
 
 _PIECE = 1 << 16
+_LOST = 1000  # bytes that Fault.DROP swallows
 _IN_FLIGHT = 64 << 20
 """Bytes that one direction of one connection may have under way: more than bandwidth × delay of any link worth testing."""
+
+
+class Fault(Enum):
+    """What may happen, once, to the connection that carries a certain byte."""
+
+    FLIP = "one bit of it arrives inverted"
+    DROP = "it and some bytes after it are missing, the rest follows"
+    TRUNCATE = "the stream ends before it, in good order"
+    RESET = "the connection breaks before it"
+    SILENCE = "nothing arrives from it on, until heal()"
 
 
 @dataclass(slots=True)
@@ -35,6 +48,7 @@ class _Way:
 
     passed: int = 0
     free_at: float = 0.0
+    strikes: list[tuple[int, Fault]] = field(default_factory=list)  # by the offset they wait for, the next one first
 
 
 @dataclass(slots=True)
@@ -110,6 +124,21 @@ class Link:
 
         self._call(change)
 
+    def strike(self, fault: Fault, offset: int, *, up: bool = True) -> None:
+        """Do that, once, to the byte at that offset of all that is delivered from now on to the server (or to clients)."""
+        way = self._up if up else self._down
+
+        def change() -> None:
+            way.strikes.append((way.passed + offset, fault))
+            way.strikes.sort(key=lambda strike: strike[0])
+
+        self._call(change)
+
+    @property
+    def pending(self) -> int:
+        """Strikes whose byte has not come yet."""
+        return len(self._up.strikes) + len(self._down.strikes)
+
     def _call(self, change: Callable[[], None]) -> None:
         async def apply() -> None:
             change()
@@ -178,15 +207,41 @@ class Link:
                 way.free_at = max(way.free_at, self._loop.time()) + len(piece) / self._bytes_per_s
                 await self._sleep_until(way.free_at)
             await self._open.wait()
-            writer.write(piece)
-            await writer.drain()
-            way.passed += len(piece)
             flight.size -= len(piece)
             flight.landed.set()
+            while way.strikes and way.strikes[0][0] < way.passed + len(piece):
+                at, fault = way.strikes.pop(0)
+                whole = max(0, at - way.passed)
+                await _deliver(piece[:whole], writer, way)
+                piece = await self._struck(fault, piece[whole:], writer)
+            await _deliver(piece, writer, way)
+
+    async def _struck(self, fault: Fault, piece: bytes, writer: asyncio.StreamWriter) -> bytes:
+        """Do a fault to the first byte of a piece and return what of it still arrives."""
+        match fault:
+            case Fault.FLIP:
+                return bytes([piece[0] ^ 0x10]) + piece[1:]
+            case Fault.DROP:
+                return piece[_LOST:]
+            case Fault.SILENCE:
+                self._open.clear()
+                await self._open.wait()
+                return piece
+            case Fault.TRUNCATE:
+                writer.close()
+                await writer.wait_closed()
+        raise ConnectionResetError
 
     async def _sleep_until(self, moment: float) -> None:
         if (rest := moment - self._loop.time()) > 0:
             await asyncio.sleep(rest)
+
+
+async def _deliver(piece: bytes, writer: asyncio.StreamWriter, way: _Way) -> None:
+    if piece:
+        way.passed += len(piece)
+        writer.write(piece)
+        await writer.drain()
 
 
 @contextlib.contextmanager
