@@ -24,15 +24,19 @@ _JUDGEMENT: tuple[tuple[type[BaseException], Severity, Reason], ...] = (
     (errors.UsageError, Severity.FATAL, Reason.INTERNAL),
 )
 
+#: Tries, about ten minutes, before the full disk of a borrowed machine ends a job: others share it, and our own jobs there clean up.
+_FULL_TRIES = 25
+
 
 def judge(
     effect: Effect, error: BaseException, *, before: Trouble | None, now: datetime, policy: Policy, borrowed: bool, jitter: float
 ) -> Trouble:
     """Return the failure as the core knows it; ``before`` is the last one of the same kind, ``jitter`` a random number in 0..1."""
     severity, reason = _judgement(effect, error)
-    if severity is Severity.UNSUITABLE and borrowed:
-        severity = Severity.FATAL
     count = before.count + 1 if before is not None else 1
+    if severity is Severity.UNSUITABLE and borrowed:
+        waits = isinstance(error, errors.HostFull) and count < _FULL_TRIES
+        severity = Severity.RETRY if waits else Severity.FATAL
     asked = getattr(error, "retry_after_s", None)
     wait = max(backoff_s(count, base_s=policy.retry_base_s, max_s=policy.retry_max_s, jitter=jitter), asked or 0.0)
     return Trouble(

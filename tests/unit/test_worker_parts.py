@@ -59,6 +59,17 @@ def test_what_a_failure_means(effect: fx.Effect, error: Exception, borrowed: boo
     assert (trouble.severity, trouble.reason) == (severity, reason)
 
 
+def test_a_borrowed_disk_that_is_full_is_waited_for() -> None:
+    """A full disk is tried again for some ten minutes, as others share it, before it ends the job; a rented machine is changed at once."""
+    before, waited = None, 0.0
+    while before is None or before.severity is Severity.RETRY:
+        before = judged(PREPARE, errors.HostFull("x"), before=before)
+        waited += (before.retry_at - NOW).total_seconds()
+    assert (before.severity, before.reason) == (Severity.FATAL, Reason.HOST_UNSUITABLE)
+    assert 300 < waited < 900
+    assert judged(PREPARE, errors.HostFull("x"), borrowed=False).severity is Severity.UNSUITABLE
+
+
 def test_repeated_failures_wait_longer_up_to_a_cap() -> None:
     """Each failure in a row doubles the wait; another side's own wish is honoured."""
     waits, before = [], None
