@@ -18,6 +18,7 @@ import os  # noqa: E402
 import random  # noqa: E402
 import resource  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -37,55 +38,68 @@ from tests.storm.recovery import Watcher  # noqa: E402
 from tests.storm.schedule import Schedule, Wish  # noqa: E402
 from tests.storm.verdict import Violation  # noqa: E402
 from tests.support import evidence  # noqa: E402
+from tests.support.rig import LONG  # noqa: E402
+
+STORES: tuple[schedule.Store, ...] = ("sqlite", "mongo")
 
 #: Once nothing goes wrong any more, every job must end within this time.
 _CALM_S = 120.0
 #: A follower whose client vanished ends itself after two minutes of silence.
 _SILENCE_S = 150.0
+_SETTLED_S = 10.0
+#: From here on a storm is long, seconds.
+_LONG_S = 100.0
 
 
 def main() -> int:
-    """Run one storm."""
+    """Run the storms that were asked for."""
     options = _options()
-    if reason := grounds.missing():
+    stores = STORES if options.store == "both" else [options.store]
+    if reason := next(filter(None, map(grounds.missing, stores)), None):
         print(f"no storm here: {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us must not leave hosts and workers behind
+    return max([_one(options, store) for store in stores])
+
+
+def _one(options: argparse.Namespace, store: schedule.Store) -> int:
+    """Run one storm; returns 1 if a promise broke."""
     folder = Path(tempfile.mkdtemp(prefix="storm-"))
     plan = schedule.make(options.seed, jobs=options.jobs, kills=options.kills)
     print(
-        f"storm: SEED={options.seed} STORE={options.store} JOBS={options.jobs} KILLS={options.kills} WORKERS={options.workers}"
+        f"storm: SEED={options.seed} STORE={store} JOBS={options.jobs} KILLS={options.kills} WORKERS={options.workers}"
         f" on {options.hosts} hosts, {plan.span_s:.0f} s, {folder}",
         flush=True,
     )
-    result = asyncio.run(_storm(folder, plan, options))
-    print(report.table(result))
-    _keep_evidence(result)
+    result = asyncio.run(_storm(folder, plan, options, store))
+    print(report.table(result), flush=True)
+    _keep_evidence(result, store)
     if not result.violations:
         shutil.rmtree(folder, ignore_errors=True)
         return 0
-    print(f"\nBROKEN, with SEED={options.seed}; everything is in {folder}")
+    print(f"\nBROKEN, with SEED={options.seed} STORE={store}; everything is in {folder}")
     for violation in result.violations:
         print(f"  {violation.kind}: {violation.what}" + (f" (job {violation.job})" if violation.job else ""))
-    print((folder / "story").read_text())
+    print((folder / "story").read_text(), flush=True)
     return 1
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=20)
-    parser.add_argument("--kills", type=int, default=6, help="of workers; other blows are dealt in proportion")
+    parser.add_argument("--jobs", type=int, default=200 if LONG else 20)
+    parser.add_argument("--kills", type=int, default=100 if LONG else 6, help="of workers; other blows are dealt in proportion")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--hosts", type=int, default=3)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--store", choices=("sqlite", "mongo"), default="sqlite")
+    parser.add_argument("--store", choices=(*STORES, "both"), default="both" if LONG else "sqlite")
     return parser.parse_args()
 
 
-async def _storm(folder: Path, plan: Schedule, options: argparse.Namespace) -> report.Result:
-    async with grounds.prepared(folder, store=options.store, workers=options.workers, host_count=options.hosts) as ground:
+async def _storm(folder: Path, plan: Schedule, options: argparse.Namespace, store: schedule.Store) -> report.Result:
+    async with grounds.prepared(folder, store=store, workers=options.workers, host_count=options.hosts) as ground:
         began = time.monotonic()
         watcher = Watcher(ground)
-        dealer = watcher.dealer = Dealer(ground, options.store, watcher.hurt)
+        dealer = watcher.dealer = Dealer(ground, store, watcher.hurt)
         for slot in ground.slots:
             ground.start(slot)
         async with asyncio.TaskGroup() as group:
@@ -96,7 +110,11 @@ async def _storm(folder: Path, plan: Schedule, options: argparse.Namespace) -> r
         await watcher.end()
         took_s = time.monotonic() - began
         deaths = sum(slot.deaths for slot in ground.slots)
-        violations = [*await verdict.judge(ground, jobs, dealer.struck), *await _emptied(ground), *verdict.complaints(ground)]
+        violations = [
+            *await verdict.judge(ground, jobs, dealer.struck),
+            *await _emptied(ground, plan),
+            *verdict.complaints(ground),
+        ]
         (folder / "story").write_text(await _story(ground, dealer, jobs, began, violations))
         return report.Result(
             jobs=jobs,
@@ -152,22 +170,20 @@ async def _ended(ground: Ground, given: Sequence[Job]) -> list[Job]:
         await asyncio.sleep(0.5)
 
 
-async def _emptied(ground: Ground) -> list[Violation]:
-    """Let the workers go, and see what stays on the hosts."""
+async def _emptied(ground: Ground, plan: Schedule) -> list[Violation]:
+    """Let the workers go, and see what stays on the hosts. Only a long storm waits for followers whose clients vanished."""
     badly = [code for code in await asyncio.to_thread(ground.drain) if code]
-    until = time.monotonic() + _SILENCE_S
+    patience_s = _SILENCE_S if plan.span_s > _LONG_S else _SETTLED_S
+    until = time.monotonic() + patience_s
     while (left := verdict.left_running(ground)) and time.monotonic() < until:
-        if not any(_may_still_end(process) for process in left) and time.monotonic() > until - _SILENCE_S + 10:
-            break
         await asyncio.sleep(0.5)
+        if plan.span_s <= _LONG_S and not any(process.label for process in left):
+            left = []
+            break
     return [
         *(Violation(kind="worker's bug", what=f"a drained worker ended with {code}") for code in badly),
         *(Violation(kind="left running", what=f"{process.command} (pid {process.inner})") for process in left),
     ]
-
-
-def _may_still_end(process: verdict.Process) -> bool:
-    return not process.label
 
 
 async def _story(ground: Ground, dealer: Dealer, jobs: Sequence[Job], began: float, violations: Sequence[Violation]) -> str:
@@ -186,8 +202,8 @@ async def _story(ground: Ground, dealer: Dealer, jobs: Sequence[Job], began: flo
     return "\n".join(lines)
 
 
-def _keep_evidence(result: report.Result) -> None:
-    tally = evidence.Tally("storm", "tests/storm", runs=len(result.jobs), violations=len(result.violations))
+def _keep_evidence(result: report.Result, store: str) -> None:
+    tally = evidence.Tally("storm", f"tests/storm, {store}", runs=len(result.jobs), violations=len(result.violations))
     for one in result.recoveries:
         tally.recovered(one.seconds, one.situation if one.alone else f"{one.situation}, amid other faults")
     evidence.keep([tally])

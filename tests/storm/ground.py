@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,9 +104,9 @@ class Ground:
         return [process.wait(_DRAINED_S) for process in there]
 
 
-def missing() -> str | None:
+def missing(store: schedule.Store) -> str | None:
     """Why there can be no storm here, or None."""
-    return containers.missing() or mongo.missing()
+    return containers.missing() or (mongo.missing() if store == "mongo" else None)
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +114,7 @@ async def prepared(folder: Path, *, store: schedule.Store, workers: int, host_co
     """Hosts, store, disk and workers, for as long as the block lasts."""
     async with AsyncExitStack() as stack:
         fleet = stack.enter_context(containers.fleet(folder / "fleet"))
-        disk = _small_disk(folder / "disk")
+        disk = stack.enter_context(_small_disk(folder / "disk"))
         database = _database(stack, folder / "mongo") if store == "mongo" else None
         ours = [hosts.launch(fleet, folder / "record" / f"host{number}") for number in range(host_count)]
         settings = {
@@ -141,15 +141,17 @@ def _database(stack: AsyncExitStack, folder: Path) -> MongoServer:
     return stack.enter_context(mongo.running(folder))
 
 
-def _small_disk(folder: Path) -> Path:
-    """Mount a small disk that nobody else sees, and that goes with this process."""
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a small disk that nobody else sees, and that goes with this process at the latest."""
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "no mount namespace of our own")
     _run("mount", "--make-rprivate", "/")
     _run("mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m,mode=700", "storm", str(folder))
-    return folder
+    yield folder
+    _run("umount", "--lazy", str(folder))
 
 
 def _run(*command: str) -> None:

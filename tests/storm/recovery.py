@@ -82,11 +82,11 @@ class Watcher:
         if by is None or by is struck.worker:
             return  # given back already, or it was awake again before anybody noticed
         if struck.kind == "freeze":
-            situation = "worker stopped, another one takes over after its lease"
+            situation = "storm: worker frozen"
         elif self.ground.started[by.process.pid] > struck.began:
-            situation = "worker killed, restarted on the same machine"
+            situation = "storm: worker killed, started again"
         else:
-            situation = "worker killed, another one stands by on the same machine"
+            situation = "storm: worker killed, another one standing by"
         assert self.dealer is not None
         others = (other for other in self.dealer.struck if other is not struck and other.lasted_in(struck.began, now))
         alone = not any(other.kind in _EVERYBODYS or (other.host and f"@{other.host.box.host}:" in host) for other in others)

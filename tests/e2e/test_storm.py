@@ -1,0 +1,35 @@
+"""Everything at once, by seed: the storm of `make storm`, small enough for every run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.storm import schedule
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.containers
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("mongo", marks=pytest.mark.mongo)])
+def test_nothing_is_lost_doubled_stuck_or_left_behind(store: str) -> None:
+    """Twenty jobs, three workers killed six times, and all else that goes wrong meanwhile: 20 DONE, each byte and artifact in its place."""
+    command = [sys.executable, "-m", "tests.storm", "--jobs", "20", "--kills", "6", "--store", store]
+    seed = os.environ.get("RT_SEED", "7")
+    done = subprocess.run([*command, "--seed", seed], cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "   20  jobs DONE" in done.stdout
+
+
+def test_a_seed_is_a_schedule() -> None:
+    """The same seed deals the same blows to the same jobs; another seed deals others; every kind of blow is dealt."""
+    one, same, other = (schedule.make(seed, jobs=20, kills=6) for seed in (7, 7, 8))
+    assert one == same != other
+    assert {blow.kind for blow in one.blows} == set(schedule.KINDS)
+    assert sum(blow.kind == "kill" for blow in one.blows) == 6
