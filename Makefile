@@ -2,6 +2,7 @@
 #
 #   make demo    train a LoRA on real photographs, with a tiny base model, on this machine
 #   make test    pass every test this machine can run, and tell which suites were left out and why
+#   make storm   kill, cut, fill and stop everything at random: [JOBS=20] [KILLS=6] [WORKERS=3] [SEED=n] [STORE=sqlite|mongo|both]
 #   make reliability    try everything that may break a promise, for hours, and write docs/reliability.md
 #
 # Set TESTS to run a part: make test TESTS="tests/unit -k lifecycle"
@@ -16,7 +17,7 @@ DEMO := demo-output
 # Two cores are shared by the worker, its host and PyTorch here: idle threads must not spin.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup servers demo test check format bench reliability docs clean
+.PHONY: help setup servers demo test check format bench storm reliability docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,6 +60,11 @@ $(DEMO)/tiny-sdxl/model_index.json: scripts/make_tiny_sdxl.py
 
 bench: setup
 	$(BIN)/python -m bench
+
+# Ends with 1 if a promise broke; the seed is printed. With REMOTE_TRAINER_TEST_LONG=1, at night, 200 jobs and 100 kills on both stores.
+storm: setup servers
+	$(BIN)/python -m tests.storm $(if $(JOBS),--jobs $(JOBS)) $(if $(KILLS),--kills $(KILLS)) $(if $(WORKERS),--workers $(WORKERS)) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE))
 
 # Everything that tries to break a promise, the heavy rounds too, and the page that tells what came of it: hours, on a quiet machine.
 # What fails is told, counted as a violation, and does not keep the rest from running.
