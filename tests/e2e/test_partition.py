@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,9 +62,8 @@ async def _host_and_rig(start_container: Callable[..., ContainerHost], folder: P
         yield host, rig
 
 
-async def _submit(rig: Rig, link: Link | None = None, dataset: Path | None = None, **settings: object) -> Job:
-    port = link.port if link else None
-    return await rig.submit(tool="gated@1", record=rig.record, host_port=port, dataset=dataset, **settings)
+async def _submit(rig: Rig, link: Link, dataset: Path | None = None, **settings: object) -> Job:
+    return await rig.submit(tool="gated@1", record=rig.record, host_port=link.port, dataset=dataset, **settings)
 
 
 async def _let_end(rig: Rig, job: Job) -> None:
@@ -72,14 +71,15 @@ async def _let_end(rig: Rig, job: Job) -> None:
     (rig.record / f"{label}.end").touch()
 
 
-async def _situations(rig: Rig, slow: tuple[Link, Link], data: Path) -> Jobs:
+async def _situations(rig: Rig, links: Sequence[Link], data: Path) -> Jobs:
     """Bring a job into each situation; what is under way would take a minute."""
-    slow[0].set(bytes_per_s=100_000)
-    running, ending, cancelled = [await _submit(rig, stubborn=stubborn) for stubborn in (False, False, True)]
-    shipping, fetching = await _submit(rig, slow[0], data), await _submit(rig, slow[1], kb=6000)
+    ship, fetch, plain = links
+    ship.set(bytes_per_s=100_000)
+    running, ending, cancelled = [await _submit(rig, plain, stubborn=stubborn) for stubborn in (False, False, True)]
+    shipping, fetching = await _submit(rig, ship, data), await _submit(rig, fetch, kb=6000)
     for job in (running, ending, cancelled, fetching):
         await rig.log_has(job, 1)
-    slow[1].set(bytes_per_s=100_000)
+    fetch.set(bytes_per_s=100_000)
     await _let_end(rig, fetching)
     await asyncio.gather(rig.phase(shipping, Phase.TRANSFERRING), rig.phase(fetching, Phase.FETCHING))
     return Jobs(running, ending, cancelled, shipping, fetching)
@@ -95,16 +95,21 @@ async def _new(rig: Rig, like: Job) -> Job:
 
 @pytest.mark.fault("long-partition")
 @pytest.mark.timeout(120 + 3 * CUT_S)
-async def test_a_host_cut_off_for_long(start_container: Callable[..., ContainerHost], tmp_path: Path, evidence: Tally) -> None:
+@pytest.mark.parametrize("how", ["host", "way"] if LONG else ["host"])
+async def test_a_host_cut_off_for_long(
+    start_container: Callable[..., ContainerHost], tmp_path: Path, evidence: Tally, how: str
+) -> None:
     """Each job of a host that was away for longer than the lease and a worker's life ends as if it had not been: once, and exact."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "big.bin").write_bytes(os.urandom(6_000_000))
     async with _host_and_rig(start_container, tmp_path) as (host, rig):
         worker = rig.worker()
-        with ExitStack() as links:
-            slow = (links.enter_context(Link(host.host, host.port)), links.enter_context(Link(host.host, host.port)))
-            given = await _situations(rig, slow, tmp_path / "data")
-            host.cut()
+        with ExitStack() as stack:
+            links = [stack.enter_context(Link(host.host, host.port)) for _ in range(3)]
+            given = await _situations(rig, links, tmp_path / "data")
+            broken: Sequence[ContainerHost | Link] = [host] if how == "host" else links
+            for each in broken:
+                each.cut()
             before = {job.id: (await rig.app.store.get(job.id)).phase for job in given.all}
             fresh = await _new(rig, given.running)
             await jobs.cancel(rig.app, given.cancelled.id)
@@ -113,9 +118,10 @@ async def test_a_host_cut_off_for_long(start_container: Callable[..., ContainerH
             await _silence(rig, rig.worker(), given, fresh)
             assert {job.id: (await rig.app.store.get(job.id)).phase for job in given.all} == before, rig.story()
             assert (await rig.app.store.get(fresh.id)).phase is Phase.PROVISIONING
-            for link in slow:
+            for link in links:
                 link.set()
-            host.heal()
+            for each in broken:
+                each.heal()
             await _ends(rig, given, fresh, evidence)
 
 
