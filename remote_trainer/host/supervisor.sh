@@ -921,8 +921,8 @@ acknowledge() { # OFFSET
 verb_cancel() { # JOB STEP FENCE
     need 3 'cancel JOB STEP FENCE' $#
     use_step "$1" "$2"
-    make_folders "$STEP"
     take_fence "$3"
+    make_folders "$STEP"
     if ! read_claim; then
         put "$STEP/cancel.$$" "n=cancelled f=$3" || give_up "$STEP/cancel"
         attempt ln "$STEP/cancel.$$" "$STEP/claim"

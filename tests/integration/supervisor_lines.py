@@ -127,7 +127,9 @@ def strikes(trace: Path, actions: tuple[str, ...], times: int) -> list[Strike]:
         if sub == "1":
             subshell.add((verb, int(line)))
     found = []
-    for (verb, line), count in sorted(passed.items()):
+    for (verb, number), count in sorted(passed.items()):
         for time in range(1, min(count, times) + 1):
-            found += [Strike(verb, line, time, action) for action in actions if action != "parent" or (verb, line) in subshell]
+            found += [
+                Strike(verb, number, time, action) for action in actions if action != "parent" or (verb, number) in subshell
+            ]
     return found
