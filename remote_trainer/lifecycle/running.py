@@ -54,7 +54,7 @@ def executing(job: Job, moment: Moment) -> Decision:
     step = next(planned for planned in job.plan.steps if planned.name == run.name)
     if gone(job, moment):
         return release(job, moment, Verdict.LOST, Reason.INSTANCE_GONE, "the provider says that the instance is gone")
-    trouble = hopeless(moment, StartStep, FollowStep)
+    trouble = hopeless(moment, StartStep, FollowStep, StopStep)
     if trouble is not None and run.state is not StepState.EXITED:
         return fetch(job, moment, verdict_of(trouble), trouble.reason, trouble.message)
     if seen.checkpoint is not None and seen.checkpoint != attempt.checkpoint:

@@ -7,21 +7,32 @@ Rules for editing: one method per effect, each idempotent; what was found goes i
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol, assert_never
 
 from remote_trainer import effects as fx
 from remote_trainer import log
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.errors import ConfigError, HostFull, HostLacks, HostWiped, InvariantBroken, NoCapacity, Transient
+from remote_trainer.errors import (
+    ConfigError,
+    DigestMismatch,
+    HostFull,
+    HostLacks,
+    HostWiped,
+    InvariantBroken,
+    NoCapacity,
+    NotFound,
+    RemoteTrainerError,
+    Transient,
+)
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.depot import Depot
 from remote_trainer.model import (
     Attempt,
     Checkpoint,
+    Event,
     HostFacts,
     Instance,
     Job,
@@ -41,7 +52,7 @@ from remote_trainer.worker.metrics import read_json_line
 from remote_trainer.worker.news import News
 from remote_trainer.worker.records import newest_checkpoint
 from remote_trainer.worker.script import step_script
-from remote_trainer.worker.ship import restore, ship
+from remote_trainer.worker.ship import fetch_checkpoint, restore, ship
 from remote_trainer.worker.shop import Shop
 
 _log = log.get()
@@ -75,6 +86,7 @@ class Performer:
     def __init__(self, shop: Shop, driver: Driver, patient: Patient) -> None:
         self._shop, self._driver, self._patient = shop, driver, patient
         self._news = News()
+        self._refused: set[Checkpoint] = set()
 
     async def perform(self, effect: fx.Effect) -> None:
         """Carry out one effect; returns when it is fulfilled."""
@@ -215,7 +227,7 @@ class Performer:
         found = None
         if any(output.kind == "checkpoint" for output in job.plan.outputs):
             for job_id in filter(None, (job.id, job.retry_of)):
-                found = found or await newest_checkpoint(self._shop.objects, job.tenant, job_id)
+                found = found or await newest_checkpoint(self._shop.objects, job.tenant, job_id, self._refused)
         self._patient.observe(lambda seen: replace(seen, resume=found, resume_known=True))
 
     async def _ship(self, effect: fx.ShipInputs) -> None:
@@ -223,20 +235,25 @@ class Performer:
         depot = Depot(host.transport, host.root)
         await ship(depot, effect.label, self._patient.job.inputs, Cache(self._shop.cache_dir))
         if effect.restore is not None:
-            await self._restore(depot, effect.label, effect.restore)
+            folder = self._shop.spool_dir / self._patient.job.id / f"a{self._attempt().number}" / "restore"
+            try:
+                files = await fetch_checkpoint(self._shop.objects, effect.restore, folder)
+            except (NotFound, DigestMismatch) as error:
+                await self._refuse(effect.restore, error)
+                return
+            await restore(depot, effect.label, files)
+            await asyncio.to_thread(shutil.rmtree, folder)
         self._patient.observe(lambda seen: replace(seen, shipped=True))
 
-    async def _restore(self, depot: Depot, label: str, checkpoint: Checkpoint) -> None:
-        """Bring a checkpoint from the object store into the attempt's output folder, verified at both ends."""
-        spool = self._shop.spool_dir
-        await asyncio.to_thread(spool.mkdir, parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(prefix="restore-", dir=spool) as folder:
-            files: list[tuple[str, str, Path]] = []
-            for number, artifact in enumerate(checkpoint.artifacts):
-                local = Path(folder) / str(number)
-                await self._shop.objects.get(artifact.key, local, sha256=artifact.sha256)
-                files.append((f"output/{artifact.path}", artifact.sha256, local))
-            await restore(depot, label, files)
+    async def _refuse(self, checkpoint: Checkpoint, error: RemoteTrainerError) -> None:
+        """A checkpoint was there when it was looked for, and cannot be read: the next older one will do, or the beginning."""
+        self._refused.add(checkpoint)
+        message = (
+            f"checkpoint {checkpoint.unit} of attempt {checkpoint.attempt} cannot be used, an older one is looked for: {error}"
+        )
+        event = Event(at=self._shop.clock.now(), kind="fault", message=message)
+        await self._shop.writer.save(Change(job_id=self._patient.job.id, token=self._patient.token, events=(event,)))
+        self._patient.observe(lambda seen: replace(seen, resume=None, resume_known=False))
 
     async def _collect_on(self, label: str) -> None:
         collector = await self._collector(label)
@@ -256,9 +273,17 @@ class Performer:
         result = await (await self._collector(label)).collect(final=True, complete=complete)
         if result.manifest is None:
             raise InvariantBroken("a final collect returned no manifest")
+        if complete:
+            await self._check_disk(label)
         collected = fx.Collected(manifest=result.manifest, missing=tuple(result.missing))
         self._saw_checkpoint(result.checkpoint)
         self._patient.observe(lambda seen: replace(seen, collected=collected))
+
+    async def _check_disk(self, label: str) -> None:
+        """Make sure that what was listed is what the steps left: an empty disk that was set up anew, by another job, lists nothing."""
+        key, host = self._attempt().steps[-1].key, await self._host()
+        if (await host.status(label, [key]))[key].state is StepState.NONE:
+            raise HostWiped(f"{host.transport.address} has nothing of {label} any more: its disk was reset")
 
     async def _collector(self, label: str) -> Collector:
         job = self._patient.job
