@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.storm import schedule
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,11 +23,3 @@ def test_nothing_is_lost_doubled_stuck_or_left_behind(store: str) -> None:
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "   20  jobs DONE" in done.stdout
-
-
-def test_a_seed_is_a_schedule() -> None:
-    """The same seed deals the same blows to the same jobs; another seed deals others; every kind of blow is dealt."""
-    one, same, other = (schedule.make(seed, jobs=20, kills=6) for seed in (7, 7, 8))
-    assert one == same != other
-    assert {blow.kind for blow in one.blows} == set(schedule.KINDS)
-    assert sum(blow.kind == "kill" for blow in one.blows) == 6
