@@ -4,6 +4,9 @@ Each round lists the files that have settled, pulls the new and changed ones int
 verifies them there and only then removes the spooled copy. A unit counts when all its files are verified: then it is recorded, and
 only then are units beyond ``keep`` dropped. The last round writes the manifest.
 
+Each version of a file has a key of its own. So a worker that was asleep and comes back with what it saw cannot replace what its
+successor has verified, and a file that changes is there in its former version until the new one is verified.
+
 Rules for editing: a restart loses nothing: what is kept is asked of the object store, what is half pulled lies in the spool. While
 the object store is down, pulling goes on (the host may vanish). The listing is the host's word: see outputs.py.
 """
@@ -64,7 +67,9 @@ class Collector:
     attempt: int
     label: str
     spool: Path
-    _kept: dict[str, Artifact] | None = None  # by path, as the object store lists them; None: not asked yet
+    _asked: bool = False  # the object store, what it has
+    _stored: set[Artifact] = field(default_factory=set)  # what it has, every version
+    _known: dict[str, Artifact] = field(default_factory=dict)  # by path, the version that counts
     _verified: set[Artifact] = field(default_factory=set)
     _fetched: set[Artifact] = field(default_factory=set)  # in the spool and hashed
     _records: dict[tuple[str, str], Record] = field(default_factory=dict)  # by output and unit
@@ -124,25 +129,28 @@ class Collector:
         return all(self._artifact(output, file.path, file.size, file.sha256) in self._verified for file in files)
 
     async def _keep(self, artifact: Artifact, this: _Round) -> None:
-        if artifact in self._verified:
-            return
-        spooled = self._spooled(artifact)
-        if self._known.get(artifact.path) != artifact:
-            await self._pull(artifact, spooled)
-            if this.outage:  # asking again for each file would take minutes
-                return
-            await self.objects.put(artifact.key, spooled, sha256=artifact.sha256)
-            self._known[artifact.path] = artifact
-        try:
-            await self.objects.verify(artifact.key, size=artifact.size, sha256=artifact.sha256)
-        except (DigestMismatch, Incomplete):
-            del self._known[artifact.path]
-            await self.objects.delete(artifact.key)  # or the next put would find it there
-            raise
-        self._verified.add(artifact)
-        self._fetched.discard(artifact)
-        await asyncio.to_thread(spooled.unlink, missing_ok=True)
-        _log.debug(log.event("fetching"), action="artifact_kept", path=artifact.path, size=artifact.size)
+        if artifact not in self._verified:
+            spooled = self._spooled(artifact)
+            if artifact not in self._stored:
+                await self._pull(artifact, spooled)
+                if this.outage:  # asking again for each file would take minutes
+                    return
+                await self.objects.put(artifact.key, spooled, sha256=artifact.sha256)
+                self._stored.add(artifact)
+            try:
+                await self.objects.verify(artifact.key, size=artifact.size, sha256=artifact.sha256)
+            except (DigestMismatch, Incomplete):
+                self._stored.discard(artifact)
+                await self.objects.delete(artifact.key)  # or the next put would find it there
+                raise
+            self._verified.add(artifact)
+            self._fetched.discard(artifact)
+            await asyncio.to_thread(spooled.unlink, missing_ok=True)
+            _log.debug(log.event("fetching"), action="artifact_kept", path=artifact.path, size=artifact.size)
+        former = self._known.get(artifact.path)
+        self._known[artifact.path] = artifact
+        if former and former != artifact and former not in self._recorded():
+            await self._drop([former])
 
     async def _pull(self, artifact: Artifact, spooled: Path) -> None:
         """Fetch a file into the spool; what is there of it already is not fetched again."""
@@ -176,9 +184,10 @@ class Collector:
         if record == before:
             return
         await records.write(self.objects, record.key, record)
-        if before and before.key != record.key:
-            await self.objects.delete(before.key)
         self._records[record.output, record.unit] = record
+        if before:
+            await self.objects.delete(before.key)
+            await self._drop([artifact for artifact in before.artifacts if artifact not in self._recorded()])
 
     async def _drop_old(self) -> None:
         """Drop units beyond what their output keeps: the record first, so that no record speaks of what is not there."""
@@ -194,27 +203,24 @@ class Collector:
     async def _drop(self, artifacts: Iterable[Artifact]) -> None:
         for artifact in artifacts:
             await self.objects.delete(artifact.key)
-            self._known.pop(artifact.path, None)
+            self._stored.discard(artifact)
             self._verified.discard(artifact)
+            if self._known.get(artifact.path) == artifact:
+                del self._known[artifact.path]
 
     # -- the end
 
     async def _finish(self, complete: bool) -> CollectResult:
         artifacts = self._artifacts()
-        await self._drop(
-            [each for each in self._known.values() if each not in artifacts]
-        )  # parts of units that never got complete
+        # Parts of units that never got complete, and versions that a killed worker left.
+        await self._drop([each for each in self._stored if each not in artifacts])
+        await records.check_there(self.objects, [each for each in artifacts if each in self._verified])
         await records.verify(self.objects, [each for each in artifacts if each not in self._verified])
         there = {artifact.output for artifact in artifacts}
         needed = [output.name for output in self.outputs if output.required or output.kind is OutputKind.FINAL]
         missing = tuple(name for name in needed if name not in there)
-        manifest = Manifest(
-            job=self.job_id,
-            attempt=self.attempt,
-            artifacts=artifacts,
-            complete=complete and not missing,
-            key=f"{self._records_prefix}manifest.json",
-        )
+        whole = complete and not missing
+        manifest = records.manifest_of(self.job_id, self.attempt, artifacts, whole, self._records_prefix)
         await records.write(self.objects, manifest.key, manifest)
         await asyncio.to_thread(shutil.rmtree, self._spool_folder, ignore_errors=True)
         return CollectResult(artifacts=artifacts, missing=missing, checkpoint=self._checkpoint(), manifest=manifest)
@@ -223,39 +229,42 @@ class Collector:
 
     async def _remember(self) -> ObjectsUnavailable | None:
         """Ask the object store, once, what an earlier worker has kept of this attempt; return why it cannot be asked now."""
-        if self._kept is not None:
+        if self._asked:
             return None
-        prefix, kept = records.files_prefix(self.tenant, self.job_id, self.attempt), {}
+        prefix = records.files_prefix(self.tenant, self.job_id, self.attempt)
         try:
             async for each in self.objects.list(prefix):
-                path = each.key.removeprefix(prefix)
-                if place := locate(self.outputs, path):
-                    kept[path] = self._artifact(place[0], path, each.size, each.sha256)
+                path = records.path_of(each.key, prefix)
+                if path and (place := locate(self.outputs, path)):
+                    artifact = self._artifact(place[0], path, each.size, each.sha256)
+                    if artifact.key == each.key:
+                        self._stored.add(artifact)
             async for record in records.records(self.objects, self._records_prefix):
-                if all(kept.get(artifact.path) == artifact for artifact in record.artifacts):
+                if self._stored.issuperset(record.artifacts):
                     self._records[record.output, record.unit] = record
         except ObjectsUnavailable as error:
             return error
-        self._kept = kept
+        self._known = {artifact.path: artifact for artifact in self._stored}
+        self._known |= {artifact.path: artifact for record in self._records.values() for artifact in record.artifacts}
+        self._asked = True
         return None
 
-    @property
-    def _known(self) -> dict[str, Artifact]:
-        """By path, what the object store holds; nothing as long as it could not be asked, which costs fetching a file again."""
-        return {} if self._kept is None else self._kept
+    def _recorded(self) -> set[Artifact]:
+        """Return the files of units that are whole."""
+        return {artifact for record in self._records.values() for artifact in record.artifacts}
 
     def _artifacts(self) -> tuple[Artifact, ...]:
         """Return what counts: files of recorded units, and files that count by themselves."""
-        whole = {artifact for record in self._records.values() for artifact in record.artifacts}
         single = {output.name for output in self.outputs if not recorded(output)}
-        return tuple(known for _, known in sorted(self._known.items()) if known.output in single or known in whole)
+        counting = self._recorded().union(known for known in self._known.values() if known.output in single)
+        return tuple(sorted(counting, key=lambda artifact: artifact.path))
 
     def _checkpoint(self) -> Checkpoint | None:
         found = [record for record in self._records.values() if record.kind is OutputKind.CHECKPOINT]
         return max(found, key=lambda record: record.key).checkpoint if found else None
 
     def _artifact(self, output: Output, path: str, size: int, sha256: str) -> Artifact:
-        key = records.files_prefix(self.tenant, self.job_id, self.attempt) + path
+        key = records.file_key(self.tenant, self.job_id, self.attempt, path, sha256)
         return Artifact(path=path, size=size, sha256=sha256, output=output.name, kind=output.kind, key=key)
 
     @property

@@ -10,6 +10,7 @@ channels beside the one that sends it wait until it is there.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import tempfile
@@ -23,8 +24,8 @@ from typing import cast
 from remote_trainer.dataset.cache import Cache, Packed
 from remote_trainer.errors import DigestMismatch, HostError, HostFull, HostUnreachable
 from remote_trainer.host.depot import Begun, Depot, chunk_line, outcome
-from remote_trainer.model import Input
-from remote_trainer.ports import Channel, Progress
+from remote_trainer.model import Checkpoint, Input
+from remote_trainer.ports import Channel, Objects, Progress
 
 _CARRIED = 3 << 19  # bytes that one SSH channel carries in a round trip: three quarters of OpenSSH's window, measured
 _WANTED_RATE = 125_000_000  # bytes a second worth filling: 1 Gbit/s
@@ -197,6 +198,28 @@ class _Transfer:
 def _gravest(several: ExceptionGroup[Exception]) -> Exception:
     """A break of the line follows from everything else."""
     return next((error for error in several.exceptions if not isinstance(error, HostUnreachable)), several.exceptions[0])
+
+
+async def fetch_checkpoint(objects: Objects, checkpoint: Checkpoint, folder: Path) -> Sequence[tuple[str, str, Path]]:
+    """Bring a checkpoint's files into a folder, verified, for ``restore``; what is there of it already is not fetched again.
+
+    NotFound or DigestMismatch when a file is not there any more, or is damaged.
+    """
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+    files: list[tuple[str, str, Path]] = []
+    for artifact in checkpoint.artifacts:
+        local = folder / artifact.sha256
+        if not await asyncio.to_thread(_has, local, artifact.sha256):
+            await objects.get(artifact.key, local, sha256=artifact.sha256)
+        files.append((f"output/{artifact.path}", artifact.sha256, local))
+    return files
+
+
+def _has(path: Path, sha256: str) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 async def restore(depot: Depot, key: str, files: Sequence[tuple[str, str, Path]], *, progress: Progress | None = None) -> None:

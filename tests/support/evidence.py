@@ -65,6 +65,14 @@ FAULTS: dict[str, Fault] = {
     "objects-down": Fault("The object store is down, or its folder cannot be written", (4,)),
     "nobody-speaks": Fault("No worker speaks to the host any more", (6,)),
     "data-damaged": Fault("Inputs, outputs or checkpoints are cut short, damaged or changed on their way or at rest", (4, 7)),
+    "transfer-cut": Fault("The line breaks at a random byte of a transfer, or its worker is killed with `kill -9`", (4, 7)),
+    "transfer-flipped": Fault("A random bit of a transfer is inverted, or bytes of it vanish, on the wire", (4, 7, 9)),
+    "transfer-truncated": Fault("A transfer ends at a random byte in good order", (4, 7)),
+    "transfer-slow": Fault("A transfer crawls at 10 kB/s, or does not move at all", (5, 7)),
+    "transfer-disk-full": Fault("A disk fills up in the middle of a transfer: the host's, the worker's", (4, 7)),
+    "object-store-lies": Fault("The object store returns other bytes, too few, or says it took what it did not", (4, 7)),
+    "stale-collector": Fault("A worker that was asleep goes on storing what its successor has stored since", (4, 7)),
+    "inputs-changed": Fault("Inputs on the host change between arrival, unpacking and use", (7, 9)),
     "secret-sought": Fault("Secrets are looked for in arguments, logs, errors, the store and on the host's disk", (8,)),
     "hostile-host": Fault(
         "The host shows another key, sends nonsense, paths that leave their folder, or more than it announced", (4, 9)

@@ -18,6 +18,7 @@ from remote_trainer.model import Artifact, JobId, Output, OutputKind
 from remote_trainer.objects.local import LocalObjects
 from remote_trainer.ports import Progress, RemoteFile, StoredObject
 from remote_trainer.worker.collect import Collector, CollectResult, newest_checkpoint, read_manifest, verify_manifest
+from remote_trainer.worker.records import path_of
 
 CHECKPOINTS = Output(name="checkpoints", kind=OutputKind.CHECKPOINT, glob="checkpoints/*", marker="done.json", keep=2)
 LORA = Output(name="lora", kind=OutputKind.FINAL, glob="lora.bin")
@@ -110,7 +111,7 @@ def make(host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> Callable[..
 
 
 async def stored(objects: LocalObjects, prefix: str = "t/j1/a1") -> list[str]:
-    return [each.key.removeprefix("t/j1/a1/") async for each in objects.list(prefix)]
+    return sorted([path_of(each.key, "t/j1/a1/") or each.key async for each in objects.list(prefix)])
 
 
 def paths(result: CollectResult) -> list[str]:
@@ -122,7 +123,7 @@ async def test_while_running(make: Callable[..., Collector], host: FolderHost, o
     host.write("samples/1.png", b"one")
     result = await make().collect()
     digest = hashlib.sha256(b"one").hexdigest()
-    key = "t/j1/a1/samples/1.png"
+    key = f"t/j1/a1/samples/{digest[:16]}/1.png"
     assert result.artifacts == (
         Artifact(path="samples/1.png", size=3, sha256=digest, output="samples", kind=OutputKind.ARTIFACT, key=key),
     )
@@ -235,7 +236,7 @@ async def test_a_damaged_checkpoint_is_passed_over(
     host.checkpoint(100)
     host.checkpoint(200)
     await make().collect()
-    (tmp_path / "objects/t/j1/a1/checkpoints/step-200/weights").write_bytes(b"bad")
+    next(tmp_path.glob("objects/t/j1/a1/checkpoints/step-200/*/weights")).write_bytes(b"bad")
     found = await newest_checkpoint(objects, "t", JOB)
     assert found and (found.attempt, found.unit) == (1, "checkpoints/step-100")
     await make(attempt=10).collect()
@@ -256,7 +257,7 @@ async def test_the_end(make: Callable[..., Collector], host: FolderHost, objects
     assert result.missing == ()
     assert paths(result) == ["checkpoints/step-100/done.json", "checkpoints/step-100/weights", "lora.bin", "samples/1.png"]
     assert result.manifest and result.manifest.complete
-    assert await read_manifest(objects, "t", JOB, 1) == result.manifest
+    assert await read_manifest(objects, result.manifest) == result.manifest
     await verify_manifest(objects, result.manifest)
     text = (tmp_path / "objects" / result.manifest.key).read_text()
     assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -418,7 +419,7 @@ async def test_a_stored_copy_that_is_damaged(
     """A kept file whose stored bytes are damaged is noticed at the end and stored again from the host."""
     host.write("lora.bin", b"good")
     await make().collect()
-    stored_file = tmp_path / "objects/t/j1/a1/lora.bin"
+    stored_file = next(tmp_path.glob("objects/t/j1/a1/*/lora.bin"))
     before = stored_file.stat()
     stored_file.write_bytes(b"evil")
     os.utime(stored_file, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -431,3 +432,79 @@ async def test_a_stored_copy_that_is_damaged(
     stored_file.unlink()
     with pytest.raises(Incomplete):
         await verify_manifest(objects, result.manifest)
+
+
+@pytest.mark.fault("object-store-lies")
+async def test_what_vanished_after_it_was_verified(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path
+) -> None:
+    """A kept file that is gone at the end is no success: it is said, and fetched again by the next try."""
+    host.write("lora.bin")
+    collector = make()
+    await collector.collect()
+    next(tmp_path.glob("objects/t/j1/a1/*/lora.bin")).unlink()
+    with pytest.raises(Incomplete, match="vanished"):
+        await collector.collect(final=True)
+    result = await make().collect(final=True)
+    assert result.manifest and result.manifest.complete
+    await verify_manifest(objects, result.manifest)
+
+
+class Asleep(FlakyObjects):
+    """The object store as a worker sees it that falls asleep just before it puts something."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.sleeps, self.awake = asyncio.Event(), asyncio.Event()
+
+    async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
+        self.sleeps.set()
+        await self.awake.wait()
+        return await super().put(key, path, sha256=sha256, progress=progress)
+
+
+@pytest.mark.fault("stale-collector")
+@pytest.mark.parametrize("final", [False, True])
+async def test_a_worker_that_was_asleep_damages_nothing(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path, final: bool
+) -> None:
+    """A collector that comes back with an older version of everything changes nothing that its successor has verified."""
+    host.write("lora.bin", b"older")
+    host.write("checkpoints/last/weights", b"older")
+    host.write("checkpoints/last/done.json", b"{}")
+    asleep = Asleep(tmp_path / "objects")
+    stale = asyncio.create_task(make(objects=asleep, spool=tmp_path / "stale").collect(final=final))
+    await asleep.sleeps.wait()
+    host.write("lora.bin", b"newer!")
+    host.write("checkpoints/last/weights", b"newer!")
+    result = await make().collect(final=True)
+    assert result.manifest and result.manifest.complete
+    asleep.awake.set()
+    await asyncio.gather(stale, return_exceptions=True)
+    await verify_manifest(objects, result.manifest)
+    assert await read_manifest(objects, result.manifest) == result.manifest
+    assert {artifact.size for artifact in result.manifest.artifacts} == {6, 2}
+    found = await newest_checkpoint(objects, "t", JOB)
+    assert found and found.unit == "checkpoints/last"
+
+
+async def test_the_former_version_stays_until_the_new_one_is_whole(
+    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
+) -> None:
+    """While a checkpoint that is written anew is half stored, the former one can be resumed from."""
+    host.checkpoint(1)
+    kept = (await make().collect()).checkpoint
+    host.write("checkpoints/step-1/weights", b"new", mtime=2000)
+    host.write("checkpoints/step-1/done.json", b"[]", mtime=2000)
+
+    def cut(path: str) -> None:
+        if path.endswith("weights"):
+            raise HostUnreachable("cut")
+
+    host.on_fetch = cut
+    with pytest.raises(HostUnreachable):
+        await make().collect()
+    assert await newest_checkpoint(objects, "t", JOB) == kept
+    host.on_fetch = lambda path: None
+    new = (await make().collect()).checkpoint
+    assert new and new != kept and await newest_checkpoint(objects, "t", JOB) == new
