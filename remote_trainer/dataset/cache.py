@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from io import BufferedWriter
 from pathlib import Path
@@ -29,6 +30,7 @@ from remote_trainer.errors import DatasetError
 from remote_trainer.model import Input
 
 _READ = 1 << 20
+_ABANDONED_S = 24 * 3600  # nobody writes a draft for that long
 
 
 class Cache:
@@ -58,6 +60,13 @@ class Cache:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove drafts that killed processes left behind."""
+        for draft in (self._root / "drafts").glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps, or has just finished it
+                if draft.stat().st_mtime < time.time() - _ABANDONED_S:
+                    draft.unlink()
 
     def keep(self, draft: BufferedWriter, sha256: str) -> None:
         """Give a finished draft the name of a chunk."""

@@ -45,6 +45,7 @@ def _pack(source: Source, cache: Cache, name: str, gone: Gone) -> Input:
     known = cache.recall(source.name, signature)
     if known is not None:
         return replace(known, name=name, source=source.name)
+    cache.sweep()
     with source.tree() as tree:
         parts = lay_out(tree.entries)
         size = sum(part.size for part in parts)

@@ -21,6 +21,7 @@ from remote_trainer.worker.notify import notify, watchdog_s
 from remote_trainer.worker.reaper import Reaper
 from remote_trainer.worker.runner import JobRunner
 from remote_trainer.worker.shop import Shop
+from remote_trainer.worker.spool import forget, sweep
 
 _log = log.get()
 
@@ -51,6 +52,7 @@ class Worker:
     async def run(self, *, until_idle_s: float | None = None) -> None:
         """Work until stopped, or until there was nothing to do for ``until_idle_s``."""
         await self._evict_dead()
+        await sweep(self._shop.store, self._shop.spool_dir)
         sides = {
             asyncio.create_task(self._shop.writer.run(), name="writer"),
             asyncio.create_task(self._heartbeat(), name="heartbeat"),
@@ -145,6 +147,7 @@ class Worker:
         job_id = runner.job.id
         try:
             await runner.run()
+            await forget(self._shop.spool_dir, job_id)
             await self._shop.store.release({job_id: runner.token})
         except LeaseLost as error:
             _log.info("training.worker", action="lease_lost", job=job_id, reason=str(error))

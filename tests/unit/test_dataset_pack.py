@@ -360,3 +360,14 @@ def test_the_list_of_droppings_is_public() -> None:
     """docs/datasets.md names exactly what is left out."""
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     assert all(f"`{name}`" in text for name in tree.SKIPPED)
+
+
+async def test_what_a_killed_process_left_is_swept(tmp_path: Path, cache: Cache) -> None:
+    """A draft that nobody has written for a day is removed by the next packing; one that may still be written stays."""
+    drafts = tmp_path / "cache" / "drafts"
+    drafts.mkdir(parents=True)
+    for name in ("old", "new"):
+        (drafts / name).write_bytes(b"half")
+    os.utime(drafts / "old", (0, 0))
+    await pack(str(make(tmp_path / "data")), cache)
+    assert [path.name for path in drafts.iterdir()] == ["new"]
