@@ -15,6 +15,9 @@ from remote_trainer.model import Attempt, Job, Limits, Offer, Reason, Resources,
 
 #: Ten years: longer waits are the same as none ending, and dates end somewhere.
 FOREVER_S = 10 * 366 * 86400.0
+
+_BILLED_TAIL_S = 300.0  # providers charge for some minutes after the end
+_FEW, _NEARLY = 5, Decimal("1.1")  # so many offers, and so much dearer than the cheapest, are as good as it
 _DEADMAN_MIN_S = 3600.0
 
 
@@ -66,10 +69,41 @@ def fits(offer: Offer, wanted: Resources, limits: Limits) -> str:
     return ""
 
 
-def choose_offer(offers: Sequence[Offer], wanted: Resources, limits: Limits, tried: frozenset[str] = frozenset()) -> Offer | None:
-    """Return the cheapest offer that fits, by price, then id, those of earlier attempts last; None if there is none."""
-    suitable = [offer for offer in offers if not fits(offer, wanted, limits)]
-    return min(suitable, key=lambda offer: (offer.id in tried, offer.price_per_hour, offer.id), default=None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run is expected to take, as far as that is known: only good for comparing offers."""
+
+    hours: float = 1.0  # on a GPU of speed 1
+    gb_in: float = 0.0  # GB (10^9 bytes) of inputs
+    gb_out: float = 1.0  # and of artifacts
+
+
+def estimate(job: Job) -> Estimate:
+    """Return what is known of a job before it runs."""
+    hours = job.plan.expected_hours or min(Estimate().hours, job.limits.max_hours or Estimate().hours)
+    return Estimate(hours=hours, gb_in=sum(given.size for given in job.inputs) / 10**9)
+
+
+def expected_cost(offer: Offer, run: Estimate) -> Decimal:
+    """Return what the whole run is expected to cost on an offer, US dollars: rent, boot and the provider's tail, and bandwidth."""
+    hours = run.hours / max(offer.speed, 0.01) + (offer.boot_s + _BILLED_TAIL_S) / 3600
+    bandwidth = offer.price_per_gb_in * Decimal(str(run.gb_in)) + offer.price_per_gb_out * Decimal(str(run.gb_out))
+    return (offer.price_per_hour * Decimal(str(hours)) + bandwidth).quantize(Decimal("0.000001"))
+
+
+def choose_offer(offers: Sequence[Offer], run: Estimate, avoid: frozenset[str], dice: float) -> Offer | None:
+    """Return one of the few offers that are expected to cost least; None if there is none.
+
+    Offers and machines (by id) in ``avoid`` come last: they failed somebody. ``dice``, 0 to 1, chooses among those that cost nearly the
+    same, so that not everybody takes the same broken one.
+    """
+    good = [offer for offer in offers if offer.id not in avoid and offer.machine not in avoid] or list(offers)
+    ranked = sorted(good, key=lambda offer: (expected_cost(offer, run), offer.id))
+    if not ranked:
+        return None
+    most = expected_cost(ranked[0], run) * _NEARLY
+    few = [offer for offer in ranked[:_FEW] if expected_cost(offer, run) <= most]
+    return few[min(int(dice * len(few)), len(few) - 1)]
 
 
 def attempt_cost(attempt: Attempt, now: datetime) -> Decimal:

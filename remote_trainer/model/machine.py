@@ -19,8 +19,13 @@ class Offer:
     id: str
     driver: str
     description: str = ""
-    price_per_hour: Decimal = Decimal(0)
+    price_per_hour: Decimal = Decimal(0)  # US dollars, disk included
     resources: Resources = Resources()
+    machine: str = ""  # the machine behind it, by the provider's id: several offers may be parts of one
+    speed: float = 1.0  # how much faster a training runs there than on the driver's reference GPU
+    price_per_gb_in: Decimal = Decimal(0)  # US dollars for each GB (10^9 bytes) brought there
+    price_per_gb_out: Decimal = Decimal(0)  # and fetched from there
+    boot_s: float = 0.0  # how long it is expected to cost money before it can be used
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -90,4 +90,5 @@ class Plan:
     cleanup: str = ""  # shell script run once, best effort, before the host is given back
     required_secrets: tuple[str, ...] = ()  # of all the steps' secrets, those without which none can run
     health: str = ""  # shell script run on the host before the first step; non-zero means unsuitable
+    expected_hours: float = 0.0  # on a GPU of speed 1, for comparing offers; 0: unknown
     digest: str = ""

@@ -7,6 +7,7 @@ Rules for editing: one method per effect, each idempotent; what was found goes i
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +45,7 @@ from remote_trainer.model import (
     Token,
     log_stream,
 )
-from remote_trainer.policy import choose_offer, deadman_s
+from remote_trainer.policy import choose_offer, deadman_s, estimate, fits
 from remote_trainer.ports import Change, Driver, Spec, StepSpec, StepStatus
 from remote_trainer.worker.collect import Collector
 from remote_trainer.worker.follow import LogCopy
@@ -124,8 +125,10 @@ class Performer:
     async def _choose_offer(self) -> None:
         job = self._patient.job
         offers = await self._driver.offers(job.plan.resources)
-        tried = frozenset(attempt.offer.id for attempt in job.attempts[:-1] if attempt.offer is not None)
-        offer = choose_offer(offers, job.plan.resources, job.limits, tried)
+        suitable = [offer for offer in offers if not fits(offer, job.plan.resources, job.limits)]
+        avoid = frozenset[str]() if self._driver.abilities.borrowed else await self._shop.market.avoid(job)
+        dice = random.Random(self._attempt().label).random()  # noqa: S311 - spreads workers over offers, keeps no secret
+        offer = choose_offer(suitable, estimate(job), avoid, dice)
         if offer is None:
             raise NoCapacity(
                 f"driver {job.driver} has no machine that fits {job.plan.resources} among {len(offers)} offers: "
@@ -133,6 +136,7 @@ class Performer:
                 driver=job.driver,
                 operation="offers",
             )
+        self._shop.market.take(offer.id)
         self._patient.observe(lambda seen: replace(seen, offer=offer))
 
     async def _create(self, label: str) -> None:

@@ -18,6 +18,7 @@ from remote_trainer.host.client import SupervisedHost
 from remote_trainer.model import HostFacts, Instance
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
+from remote_trainer.worker.market import Market
 from remote_trainer.worker.writer import Writer
 
 _FACTS_S = 20.0  # for so long a host is what it said it was: finding out costs it 40 ms
@@ -38,10 +39,14 @@ class Shop:
     cache_dir: Path  # packed inputs
     spool_dir: Path  # artifacts on their way from a host to the object store
     collect_interval_s: float = 10.0
+    market: Market = field(init=False)
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _hosts: dict[int, SupervisedHost] = field(default_factory=dict)
     _facts: WeakKeyDictionary[SupervisedHost, tuple[float, HostFacts]] = field(default_factory=WeakKeyDictionary)
     _asking: WeakKeyDictionary[SupervisedHost, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
+
+    def __post_init__(self) -> None:
+        self.market = Market(self.store, self.clock)
 
     def drivers(self) -> Sequence[Driver]:
         """Return every driver that was asked for so far."""

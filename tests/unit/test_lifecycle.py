@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from decimal import Decimal
 
 import pytest
 
@@ -15,14 +14,11 @@ from remote_trainer.lifecycle import TRANSITIONS, Decision
 from remote_trainer.lifecycle.rules import move
 from remote_trainer.model import (
     HostFacts,
-    Limits,
     Phase,
     Reason,
-    Resources,
     StepState,
     Verdict,
 )
-from remote_trainer.policy import choose_offer
 from tests.unit.life import NOW, OFFER, RENTED, Life, a_job, kinds
 
 # ----------------------------------------------------------------------------------------------------------- a good life
@@ -152,11 +148,3 @@ def test_a_failed_effect_waits_for_its_time() -> None:
     assert kinds(decision) == set()
     assert decision.wake_at == NOW + timedelta(seconds=9)
     assert kinds(life.later(9)) == {"ShipInputs"}
-
-
-def test_the_next_attempt_asks_for_another_offer_where_there_is_one() -> None:
-    """An offer that an earlier attempt was lost on comes last, whatever it costs."""
-    dearer = replace(OFFER, id="o2", price_per_hour=Decimal("0.90"))
-    assert choose_offer([OFFER, dearer], Resources(), Limits()) == OFFER
-    assert choose_offer([OFFER, dearer], Resources(), Limits(), frozenset({"o1"})) == dearer
-    assert choose_offer([OFFER], Resources(), Limits(), frozenset({"o1"})) == OFFER

@@ -18,6 +18,7 @@ from remote_trainer.model import Instance, InstanceState, Offer, Resources
 Row = Mapping[str, Any]
 
 _DRIVER = "vastai"
+_BOOT_S = 300.0  # a typical start with an image that is not there yet
 _MONTH_H = 720  # hours the provider counts in a month of storage
 
 #: Words in ``status_msg`` after which a machine that is loading never runs.
@@ -61,6 +62,10 @@ def offer(row: Row, *, disk_gb: int) -> Offer | None:
         description=f"{gpus} × {name}, {text(row, 'geolocation') or 'somewhere'}",
         price_per_hour=(base + storage).quantize(Decimal("0.000001")),
         resources=have,
+        machine=str(row.get("machine_id") or ""),
+        price_per_gb_in=money(row, "inet_down_cost"),
+        price_per_gb_out=money(row, "inet_up_cost"),
+        boot_s=_BOOT_S,
         facts={key: row.get(key) for key in _FACTS},
     )
 

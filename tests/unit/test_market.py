@@ -1,0 +1,122 @@
+"""Which offer is taken: expected cost of the whole run, and no machine that failed somebody lately."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, cast
+
+from remote_trainer.model import Attempt, Job, Offer, Reason
+from remote_trainer.policy import Estimate, choose_offer, estimate, expected_cost
+from remote_trainer.ports import JobQuery, Page
+from remote_trainer.worker.market import Market, failed_machines
+from tests.unit.test_lifecycle import NOW, a_job
+
+RUN = Estimate(hours=2, gb_in=10, gb_out=1)
+CHEAP = Offer(id="o1", driver="d", price_per_hour=Decimal("0.50"), machine="m1")
+NOBODY: frozenset[str] = frozenset()
+
+
+def test_a_run_costs_rent_boot_tail_and_bandwidth() -> None:
+    """Two hours, ten minutes of boot, five of tail at 0.60 $/h; 10 GB in and 1 GB out."""
+    offer = replace(
+        CHEAP, price_per_hour=Decimal("0.60"), boot_s=600, price_per_gb_in=Decimal("0.01"), price_per_gb_out=Decimal("0.02")
+    )
+    assert expected_cost(offer, RUN) == Decimal("1.47")
+
+
+def test_a_faster_machine_may_be_the_cheaper_one() -> None:
+    """Twice the price an hour and three times the speed."""
+    fast = replace(CHEAP, id="o2", price_per_hour=Decimal("1.00"), speed=3.0)
+    assert choose_offer([CHEAP, fast], RUN, NOBODY, 0.0) == fast
+
+
+def test_dear_traffic_counts() -> None:
+    """A cheap hour with dear bandwidth loses against a machine without."""
+    metered = replace(CHEAP, id="o2", price_per_hour=Decimal("0.40"), price_per_gb_in=Decimal("0.04"))
+    assert choose_offer([CHEAP, metered], RUN, NOBODY, 0.0) == CHEAP
+
+
+def test_dice_choose_among_what_costs_nearly_the_same() -> None:
+    """Five at most, and none that is more than a tenth dearer than the cheapest."""
+    offers = [replace(CHEAP, id=f"o{n}", price_per_hour=Decimal("0.50") + n * Decimal("0.001")) for n in range(8)]
+    offers.append(replace(CHEAP, id="dear", price_per_hour=Decimal("0.60")))
+    taken = {cast(Offer, choose_offer(offers, RUN, NOBODY, dice / 100)).id for dice in range(101)}
+    assert taken == {f"o{n}" for n in range(5)}
+    assert choose_offer(offers[-1:], RUN, NOBODY, 0.99) == offers[-1]
+    assert choose_offer([], RUN, NOBODY, 0.5) is None
+
+
+def test_what_failed_comes_last() -> None:
+    """An offer, or another one of the same machine, is taken only if there is nothing else."""
+    dearer = replace(CHEAP, id="o2", machine="m2", price_per_hour=Decimal("0.90"))
+    assert choose_offer([CHEAP, dearer], RUN, frozenset({"o1"}), 0.0) == dearer
+    assert choose_offer([CHEAP, dearer], RUN, frozenset({"m1"}), 0.0) == dearer
+    assert choose_offer([CHEAP], RUN, frozenset({"o1"}), 0.0) == CHEAP
+
+
+def test_what_a_job_is_expected_to_take() -> None:
+    """Its plan's word, else an hour, and never more than it may take."""
+    job = a_job()
+    assert estimate(job).hours == 1.0
+    assert estimate(replace(job, plan=replace(job.plan, expected_hours=7.5))).hours == 7.5
+    assert estimate(replace(job, limits=replace(job.limits, max_hours=0.5))).hours == 0.5
+
+
+# ----------------------------------------------------------------------------------------------------------------- market
+
+
+def an_attempt(machine: str, reason: Reason, days_ago: float = 1.0) -> Attempt:
+    offer = replace(CHEAP, id=f"offer of {machine}", machine=machine)
+    ended = NOW - timedelta(days=days_ago)
+    return Attempt(number=1, label="l", started_at=ended, ended_at=ended, offer=offer, reason=reason)
+
+
+def lost(*attempts: Attempt) -> Job:
+    return replace(a_job(), attempts=attempts)
+
+
+def test_machines_that_failed_are_remembered_for_a_week() -> None:
+    """Only for what was the machine's fault: a training that failed says nothing about it."""
+    job = lost(
+        an_attempt("bad boot", Reason.PROVISIONING_FAILED),
+        an_attempt("no CUDA", Reason.HOST_UNSUITABLE),
+        an_attempt("long ago", Reason.PROVISIONING_FAILED, days_ago=8),
+        an_attempt("user's bug", Reason.STEP_FAILED),
+    )
+    assert failed_machines([job], NOW) == {"bad boot", "no CUDA"}
+
+
+class Jobs:
+    """A store, as far as the market asks it."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs, self.asked = jobs, 0
+
+    async def find(self, query: JobQuery) -> Page:
+        self.asked += 1
+        return Page(jobs=self.jobs, cursor=None)
+
+
+class Now:
+    """A clock that stands."""
+
+    def now(self) -> Any:
+        return NOW
+
+
+async def test_two_jobs_of_a_worker_do_not_want_the_same_offer() -> None:
+    """What one has chosen, the next one avoids; the store is asked once for what failed."""
+    store = Jobs(lost(an_attempt("bad boot", Reason.PROVISIONING_FAILED)))
+    market = Market(cast(Any, store), cast(Any, Now()))
+    assert await market.avoid(a_job()) == {"bad boot"}
+    market.take("o1")
+    assert await market.avoid(a_job()) == {"bad boot", "o1"}
+    assert store.asked == 1
+
+
+async def test_a_job_does_not_go_back_to_where_it_was_lost() -> None:
+    """Offers and machines of its earlier attempts are avoided, whatever ended them."""
+    job = lost(an_attempt("m7", Reason.INSTANCE_GONE), an_attempt("m8", Reason.COMPLETED))
+    assert await Market(cast(Any, Jobs()), cast(Any, Now())).avoid(job) == {"offer of m7", "m7"}
