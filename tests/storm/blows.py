@@ -23,7 +23,7 @@ from tests.support.rig import WorkerProcess
 T = TypeVar("T")
 
 _HOUR = 3600
-_NOTHING_TO_HIT_S = 20.0
+_NOTHING_TO_HIT_S = 60.0
 
 #: Keeps the file locked, now as a writer, now as a reader that never ends: the rollback journal lets nobody commit then.
 _LOCKER = """\
@@ -84,7 +84,7 @@ class Dealer:
     # -- workers
 
     async def _kill(self, blow: Blow) -> None:
-        slot = await self._target(blow, lambda: [slot for slot in self.ground.slots if slot.worker is not None])
+        slot = await self._target(blow, lambda: [slot for slot in self.ground.slots if slot.working])
         if slot is None:
             return
         worker = slot.worker
@@ -96,7 +96,7 @@ class Dealer:
         self._over(struck)
 
     async def _freeze(self, blow: Blow) -> None:
-        slot = await self._target(blow, lambda: [slot for slot in self.ground.slots if slot.alive])
+        slot = await self._target(blow, lambda: [slot for slot in self.ground.slots if slot.working and not slot.frozen])
         if slot is None or slot.worker is None:
             return
         worker = slot.worker

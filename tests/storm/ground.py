@@ -41,9 +41,9 @@ class Slot:
     deaths: int = 0  # those nobody dealt
 
     @property
-    def alive(self) -> bool:
-        """Whether a worker is there that is not stopped."""
-        return self.worker is not None and not self.frozen and self.worker.process.poll() is None
+    def working(self) -> bool:
+        """Whether a worker is there that has come as far as to say something: on a busy machine others would never get to anything."""
+        return self.worker is not None and self.worker.log_path.stat().st_size > 0
 
 
 @dataclass
@@ -122,6 +122,7 @@ async def prepared(folder: Path, *, store: schedule.Store, workers: int, host_co
             "data_dir": disk / "data",
             "state_dir": disk / "state",
             "collect_interval_s": 2,
+            "connect_timeout_s": 10,  # two cores log in slowly where forty connections come at once
             **({"store": database.uri.replace("/?", "/storm?")} if database else {}),
         }
         rig = await stack.enter_async_context(installation(folder / "rig", ours[0].box, lease_s=schedule.LEASE_S, **settings))
