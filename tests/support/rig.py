@@ -225,11 +225,13 @@ class Rig:
         assert seen.phase is phase, f"{seen.phase}: {seen.message}{self.story()}"
         return seen
 
-    async def log_has(self, job: Job, size: int, step: str = "second.1", attempt: int = 1) -> None:
+    async def log_has(
+        self, job: Job, size: int, step: str = "second.1", attempt: int = 1, *, patience_s: float = PATIENCE_S
+    ) -> None:
         """Wait until that many bytes of a step's log are readable in the store."""
         stream = log_stream(attempt, step)
         try:
-            async with asyncio.timeout(PATIENCE_S), contextlib.aclosing(self.app.store.watch(job.id)) as wakes:
+            async with asyncio.timeout(patience_s), contextlib.aclosing(self.app.store.watch(job.id)) as wakes:
                 async for _ in wakes:
                     if (await self.app.store.log_streams(job.id)).get(stream, 0) >= size:
                         return
