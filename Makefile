@@ -73,7 +73,8 @@ reliability: export REMOTE_TRAINER_TEST_LONG := 1
 reliability: setup servers
 	@failed=0; \
 	$(BIN)/pytest tests -m fault || failed=1; \
-	$(MAKE) --keep-going sim storm || failed=1; \
+	$(BIN)/python -m remote_trainer.testing.sim --seeds $(or $(SEEDS),20000) --report docs/simulator.json || failed=1; \
+	$(MAKE) storm || failed=1; \
 	$(BIN)/python -m bench.recover || failed=1; \
 	$(MAKE) docs || failed=1; \
 	exit $$failed
