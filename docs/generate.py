@@ -126,7 +126,7 @@ def _table(head: str, rows: list[str]) -> list[str]:
     return [f"| {head} |", "|" + "---|" * (head.count("|") + 1), *(f"| {row} |" for row in rows)]
 
 
-PAGES = {"lifecycle.md": lifecycle, "errors.md": error_page, "reliability.md": reliability.page}
+PAGES = {"lifecycle.md": lifecycle, "errors.md": error_page, "reliability.md": reliability.make}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Makes docs/reliability.md: every promise, every fault, what was run and what came of it.
 
-The runs are those of docs/reliability.json, which ``make reliability`` writes; faults and promises are tests/support/evidence.py's.
+The runs are those of docs/reliability.json, the lives those of docs/simulator.json; ``make reliability`` writes both. Faults and promises
+are tests/support/evidence.py's.
 
 Rules for editing: a figure is computed from the evidence, never typed; a fault without evidence is named as not yet run.
 """
@@ -18,15 +19,16 @@ from docs.reliability_facts import LIMITS, OTHERS, TARGETS
 from tests.support.evidence import FAULTS, PLANTED, PROMISES
 
 DATA = Path(__file__).with_suffix(".json")
+LIVES = DATA.with_name("simulator.json")
 
 Row = Mapping[str, Any]
 
 _HEAD = """\
 # What was tried to break it, and what came of it
 
-Made by `make docs` from `docs/reliability.json`, which `make reliability` writes: anyone with Docker and two cores can have it anew.
-A run is one attempt of a fault against a live installation, or one life in the simulator, with every promise the fault is aimed at
-checked afterwards, from the host's own record where there is one. A violation is a run after which a promise did not hold.
+Made by `make docs` from `docs/reliability.json` and `docs/simulator.json`, which `make reliability` writes: anyone with Docker and two
+cores can have them anew. A run is one attempt of a fault against real parts, with every promise the fault is aimed at checked
+afterwards, from the host's own record where there is one. A violation is a run after which a promise did not hold.
 
 The promises are those of [architecture](architecture.md); what an operator sees under each fault is in [operations](operations.md).
 """
@@ -37,21 +39,20 @@ def evidence() -> list[Row]:
     return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else []
 
 
-def page(rows: Sequence[Row] | None = None) -> str:
+def simulated() -> Row | None:
+    """Return what the simulator reported, if it was asked."""
+    return json.loads(LIVES.read_text(encoding="utf-8")) if LIVES.exists() else None
+
+
+def make() -> str:
+    """Return the page that the kept evidence gives."""
+    return page(evidence(), simulated())
+
+
+def page(rows: Sequence[Row], lives: Row | None) -> str:
     """Return the page that evidence gives."""
-    found = evidence() if rows is None else rows
-    parts = [
-        _HEAD,
-        _sum(found),
-        _promises(found),
-        _matrix(found),
-        _faults(found),
-        _planted(found),
-        _recovery(found),
-        _others(),
-        _limits(),
-    ]
-    return "\n".join(parts)
+    tried = [_HEAD, _sum(rows), _promises(rows), _matrix(rows), _faults(rows), _recovery(rows)]
+    return "\n".join([*tried, *_lives(lives), _planted(rows), _others(), _limits()])
 
 
 def _sum(rows: Sequence[Row]) -> str:
@@ -118,6 +119,21 @@ def _recovery(rows: Sequence[Row]) -> str:
     )
 
 
+def _lives(report: Row | None) -> list[str]:
+    title = "Simulated lives"
+    if report is None:
+        return [f"## {title}\n\nNot yet lived: `make sim`.\n"]
+    count, jobs = sum(report["lives"].values()), sum(report["jobs"].values())
+    text = (
+        f"The real core and worker under a seeded clock, in a simulated world: **{count:,} lives with {jobs:,} jobs, "
+        f"{len(report['broken'])} broke a promise.** Profiles: {_counts(report['lives'])}. Jobs: {_counts(report['jobs'])}. "
+        f"Checks, each whenever something happened that could break it: {_counts(report['checked'])}."
+    )
+    rows = sorted(report["faults"].values(), key=lambda fault: -fault["dealt"])
+    lines = [f"{each['about']} | {each['dealt']:,} | {each['lives']:,} | {each['violations']:,}" for each in rows]
+    return [_section(title, "what went wrong | times | lives with it | of those broke a promise", lines, text)]
+
+
 def _others() -> str:
     text = (
         "Measured: on two cores, one SSH server on loopback, one to six trials, so ± 30 %, in November 2026; their code, not run again "
@@ -144,6 +160,10 @@ def _section(title: str, head: str, lines: Iterable[str], text: str = "") -> str
 
 def _count(rows: Sequence[Row], what: str) -> str:
     return f"{sum(row[what] for row in rows):,}"
+
+
+def _counts(named: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in sorted(named.items()))
 
 
 def _p99(seconds: Sequence[float]) -> float:
