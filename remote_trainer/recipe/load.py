@@ -152,6 +152,7 @@ def _templates(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """Yield pointer, text and kind (shell, text, when) of every template."""
     for key in ("health", "cleanup"):
         yield f"/{key}", data.get(key), "shell"
+    yield "/expected_hours", data.get("expected_hours"), "text"
     for name, value in _mapping(data.get("resources")).items():
         yield f"/resources{pointer_part(name)}", value, "text"
     for name, value in _mapping(data.get("environment")).items():
@@ -238,7 +239,7 @@ def _build(source: Source) -> Recipe:
     runtime = data.get("runtime", "bare")
     rules = {name: _mapping(rule) for name, rule in data.get("inputs", {}).items()}
     secrets = {name: _mapping(rule) for name, rule in data.get("secrets", {}).items()}
-    same = {key: data[key] for key in ("health", "metrics_file", "resume", "cleanup") if key in data}
+    same = {key: data[key] for key in ("expected_hours", "health", "metrics_file", "resume", "cleanup") if key in data}
     return Recipe(
         name=data["name"],
         version=data["version"],

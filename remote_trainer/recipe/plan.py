@@ -39,6 +39,7 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
         outputs=tuple(work.output(index, output) for index, output in enumerate(recipe.outputs)),
         patterns=recipe.patterns,
         resources=Resources(**{name: work.amount(name, source) for name, source in recipe.resources.items()}),
+        expected_hours=work.hours(recipe.expected_hours),
         image=recipe.image,
         metrics_file=recipe.metrics_file,
         cleanup=work.try_("/cleanup", render_shell, recipe.cleanup) or "",
@@ -139,6 +140,14 @@ class _Rendering:
         if text:
             self.faults.append(self.recipe.fault(f"/resources/{name}", f"gives {text!r}, which is no whole number"))
         return 0
+
+    def hours(self, source: float | str) -> float:
+        text = (self.try_("/expected_hours", render_text, str(source)) or "").strip()
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,30})?", text):
+            return float(text)
+        if text:
+            self.faults.append(self.recipe.fault("/expected_hours", f"gives {text!r}, which is no number of hours"))
+        return 0.0
 
     def output(self, index: int, output: Output) -> Output:
         pointer = f"/outputs/{index}/glob"

@@ -60,6 +60,7 @@ class Recipe:
     steps: tuple[Step, ...]
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resources: Mapping[str, int | str] = field(default_factory=dict)  # fields of model.Resources; texts are templates
+    expected_hours: float | str = 0.0  # on a GPU of speed 1; text is a template
     image: str = ""
     files: tuple[str, ...] = ()
     inputs: tuple[InputRule, ...] = ()

@@ -126,3 +126,17 @@ def test_good_globs(glob: str) -> None:
 def test_bad_globs(glob: str) -> None:
     """What leaves the output folder, or could be read in two ways, is refused."""
     assert glob_problem(glob)
+
+
+@pytest.mark.parametrize(("hours", "planned"), [("2", 2.0), ("'{{ n * 2 / 100 }}'", 0.2), ("'{{ (n / 3) | round(2) }}'", 3.33)])
+def test_a_recipe_tells_how_long_a_run_takes(tmp_path: Path, hours: str, planned: float) -> None:
+    """A number, or a template over the parameters."""
+    recipe = f"expected_hours: {hours}\nparameters: {{n: {{type: integer, default: 10, description: N}}}}\nsteps: [{{name: s, run: 'true'}}]\n"
+    assert make_plan(load_recipe(write(tmp_path, recipe)), {}).expected_hours == planned
+
+
+def test_hours_that_are_no_number_are_a_fault(tmp_path: Path) -> None:
+    """The field is named."""
+    recipe = "expected_hours: 'soon'\nsteps: [{name: s, run: 'true'}]\n"
+    with pytest.raises(RecipeError, match=r"expected_hours.*'soon', which is no number of hours"):
+        make_plan(load_recipe(write(tmp_path, recipe)), {})
