@@ -214,9 +214,11 @@ group_is_ours() {
     return 1
 }
 
-# `kill -0 -GROUP` would not do: it counts zombies, which pid 1 of a container may never collect.
+# Free of charge, and the kernel misses nobody. But it counts zombies, which pid 1 of a container may never collect.
+group_exists() { kill -0 "-$C_PID" 2>/dev/null; }
+
 group_members() {
-    group_is_ours && grep -ls ") [^ZX] [0-9]* $C_PID " /proc/[0-9]*/stat | sed 's,/proc/,,;s,/stat,,'
+    group_exists && group_is_ours && grep -ls ") [^ZX] [0-9]* $C_PID " /proc/[0-9]*/stat | sed 's,/proc/,,;s,/stat,,'
 }
 
 # Every process of a step inherits RT_MARK; this finds those that left the group with setsid. The colons at both ends of the mark
@@ -231,7 +233,7 @@ has_members() {
     [ -n "$(group_members)" ] || [ -n "$(marked_members)" ]
 }
 
-# signal_step SIGNAL: each process once, the group as a whole and then those outside. The list is made before the group is
+# signal_step SIGNAL...: each process once, the group as a whole and then those outside. The list is made before the group is
 # signalled: a process that leaves the group in between must not get a second TERM, which many programs take for "do not save".
 # The group is signalled without a look at who is in it: the kernel misses nobody, a look may miss one that forks and exits.
 signal_step() {
@@ -239,9 +241,10 @@ signal_step() {
     for _pid in $(marked_members); do
         look_at "$_pid" && [ "$P_GROUP" != "$C_PID" ] && _leavers="$_leavers $_pid"
     done
-    group_is_ours && kill "-$1" "-$C_PID" 2>/dev/null
-    for _pid in $_leavers; do kill "-$1" "$_pid" 2>/dev/null; done
-    :
+    for _signal in "$@"; do
+        group_is_ours && kill "-$_signal" "-$C_PID" 2>/dev/null
+        for _pid in $_leavers; do kill "-$_signal" "$_pid" 2>/dev/null; done
+    done
 }
 
 # The grace asked for by the latest `stop`, so that a second, more impatient one shortens the wait; else the default.
@@ -252,9 +255,9 @@ grace_now() { # DEFAULT
 # end_step GRACE: TERM once, grace, then STOP and KILL until two looks in a row find nobody. STOP first: a fork loop outruns KILL.
 # The TERM goes with the name term.r: of all that ever end this step only one can take it away, also after a crash or on a full disk.
 end_step() {
+    group_exists || [ -n "$(marked_members)" ] || return 0
     if has_members && attempt mv "$ATTEMPT/term.r" "$ATTEMPT/term"; then
-        signal_step TERM
-        signal_step CONT # a stopped process would never see the TERM
+        signal_step TERM CONT # a stopped process would never see the TERM
     fi
     _fifths=0
     while [ $_fifths -lt $((5 * $(grace_now "$1"))) ] && has_members; do
@@ -264,8 +267,7 @@ end_step() {
     _empty=0 _tries=0
     while [ $_empty -lt 2 ] && [ $_tries -lt 200 ]; do
         _tries=$((_tries + 1))
-        signal_step STOP
-        signal_step KILL
+        signal_step STOP KILL
         if has_members; then
             _empty=0
             sleep 0.05
@@ -533,6 +535,10 @@ verb_start() { # JOB STEP FENCE INC NONCE GRACE DEADMAN
         return
     fi
     fail_point start.mkdir
+    if ! attempt touch "$STEP/a.$5/sup.log"; then
+        rm -rf "$STEP/a.$5"
+        give_up "$STEP/a.$5"
+    fi
     # Both the supervisor and the command hold the other end of this pipe (fd 3) until the claim is made or given up.
     _reply=$(exec 3>&1 && { setsid sh "$SELF" __supervise "$1" "$2" "$3" "$5" "$6" "$7" </dev/null >/dev/null 2>"$STEP/a.$5/sup.log" & })
     fail_point start.spawned
@@ -673,19 +679,24 @@ finish() {
 }
 
 # The dead man's switch: when no worker has spoken for so long, the work is nobody's. If the supervisor itself is gone, this ends the
-# step in its place.
+# step in its place. It looks ten times in that time, but not more often than each second: a look costs five processes.
 watch_lease() { # SECONDS
+    NAP=''
+    trap 'kill $NAP 2>/dev/null; exit' TERM
+    _pause=$(($1 / 10))
+    [ $_pause -ge 1 ] || _pause=1
+    [ $_pause -le 10 ] || _pause=10
     _last=''
     read_uptime
     _since=$UPTIME
-    while sleep 1; do
+    while pause $_pause; do
         [ -e "$ATTEMPT/exit" ] && return
         _lease=$(changed_at "$JOB/lease")
         read_uptime
         if [ "$_lease" != "$_last" ]; then
             _last=$_lease _since=$UPTIME
         elif [ $((UPTIME - _since)) -gt "$1" ]; then
-            say deadman >"$ATTEMPT/why"
+            [ -s "$ATTEMPT/why" ] || say deadman >"$ATTEMPT/why"
             if alive $$ "$SUP_START"; then kill -TERM $$; else end_step "$GRACE"; fi
             return
         fi
