@@ -131,7 +131,8 @@ def test_bad_globs(glob: str) -> None:
 @pytest.mark.parametrize(("hours", "planned"), [("2", 2.0), ("'{{ n * 2 / 100 }}'", 0.2), ("'{{ (n / 3) | round(2) }}'", 3.33)])
 def test_a_recipe_tells_how_long_a_run_takes(tmp_path: Path, hours: str, planned: float) -> None:
     """A number, or a template over the parameters."""
-    recipe = f"expected_hours: {hours}\nparameters: {{n: {{type: integer, default: 10, description: N}}}}\nsteps: [{{name: s, run: 'true'}}]\n"
+    rest = "parameters: {n: {type: integer, default: 10, description: N}}\nsteps: [{name: s, run: 'true'}]\n"
+    recipe = f"expected_hours: {hours}\n{rest}"
     assert make_plan(load_recipe(write(tmp_path, recipe)), {}).expected_hours == planned
 
 
