@@ -137,7 +137,7 @@ class Dealer:
 
     async def _sessions(self, blow: Blow) -> None:
         host = _pick(self.ground.hosts, blow.target)
-        count = host.kill_sessions()
+        count = await asyncio.to_thread(host.kill_sessions)
         self._over(self._hit("sessions", f"{count} of {host.box.host}", host=host))
 
     async def _cut(self, blow: Blow) -> None:
@@ -167,7 +167,7 @@ class Dealer:
         host, (label, step) = target
         # Written down first: the moment it is hit the step's end may be on its way to the store.
         struck = self._hit(blow.kind, f"{label} {step}", host=host, run=(label, step))
-        host.kill_run(label, step, supervisor=blow.kind != "step", processes=blow.kind != "supervisor")
+        await asyncio.to_thread(host.kill_run, label, step, supervisor=blow.kind != "step", processes=blow.kind != "supervisor")
         self._over(struck)
 
     # -- the store
@@ -205,7 +205,7 @@ class Dealer:
         while time.monotonic() < until:
             if found := there():
                 return _pick(found, blow.target)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
         self.missed.append(blow)
         return None
 

@@ -60,8 +60,9 @@ class StormHost:
         return [process for process in found if process is not None]
 
     def running_steps(self) -> list[tuple[str, str]]:
-        """Return label and step of everything supervised, in order."""
-        return sorted({(process.label, process.step) for process in self.processes() if process.supervisor})
+        """Return label and step of everything supervised, in order; from the disk, as a look at all processes takes long."""
+        steps = {sup.parent for sup in (self.disk / "root" / "j").glob("*/s/*/a.*/sup")}
+        return sorted((at.parts[-4], at.parts[-2]) for at in steps if not (at / "exit").exists())
 
     def kill_sessions(self) -> int:
         """`kill -9` of every sshd process but the listener; what users detached goes on."""
