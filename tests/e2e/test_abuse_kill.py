@@ -120,5 +120,5 @@ async def test_takeover_on_the_same_machine_is_quick(
         if not standing_by:
             rig.worker()
         await rig.log_has(job, size + 1)
-        evidence.recovered(time.monotonic() - killed_at, f"the same machine, {'standing by' if standing_by else 'started again'}")
+        evidence.recovered(time.monotonic() - killed_at, "standing by, same machine" if standing_by else "started again")
         await rig.check(await rig.ended(job))
