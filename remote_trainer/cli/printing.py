@@ -25,8 +25,7 @@ class LogPrinter:
     def print(self, piece: LogPiece) -> None:
         """Print one piece."""
         if self._json:
-            text = piece.data.decode("utf-8", "replace")
-            out.record({"stream": piece.stream, "offset": piece.offset, "size": len(piece.data), "text": text})
+            out.record({"stream": piece.stream, "offset": piece.offset, "size": len(piece.data), "text": self._text(piece)})
         elif self._terminal:
             out.harmless(self._harmless(piece))
         else:
@@ -34,8 +33,11 @@ class LogPrinter:
 
     def _harmless(self, piece: LogPiece) -> str:
         """Return the text with carriage returns kept: a progress bar should look like one."""
+        return "\r".join(out.clean(part) for part in self._text(piece).split("\r"))
+
+    def _text(self, piece: LogPiece) -> str:
+        """Return a piece as text; a character that it cuts comes with the next piece of the stream."""
         decoder = self._decoders.get(piece.stream)
         if decoder is None:
             decoder = self._decoders[piece.stream] = codecs.getincrementaldecoder("utf-8")("replace")
-        parts = decoder.decode(piece.data).split("\r")
-        return "\r".join(out.clean(part) for part in parts)
+        return decoder.decode(piece.data)

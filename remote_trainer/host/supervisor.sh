@@ -645,7 +645,7 @@ stopper_lives() {
 }
 
 # await_command -> CODE. A signal makes `wait` return 143 although the command lives on; and a signal that comes just as the command
-# ends makes the next `wait` say 127, "no such child".
+# ends makes the next `wait` say 127, "no such child", or in bash 255: then the second witness knows.
 await_command() {
     CODE=''
     while :; do
@@ -656,6 +656,7 @@ await_command() {
         if [ $_code != 127 ] || [ -z "$CODE" ]; then CODE=$_code; fi
         [ $INTERRUPTED = 0 ] && break
     done
+    case $CODE in 127 | 255) first_line "$ATTEMPT/code" && is_number "$LINE" && CODE=$LINE ;; esac
     ENDED=1
 }
 

@@ -10,12 +10,13 @@ Rules for editing: the copy does what the original does until it is struck; no l
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.integration.supervisor_host import SUPERVISOR, Host
+from tests.integration.supervisor_host import SUPERVISOR, Host, Reply, eventually
 
 # The pid from /proc and not $$, which in a subshell is its parent's. Whoever kills all leaves itself for the end.
 _HOOK = r"""
@@ -61,15 +62,15 @@ class Strike:
 
     verb: str
     line: int
-    time: int
+    nth: int
     action: str
 
     def environment(self, folder: Path) -> dict[str, str]:
         """What makes the copy strike; the folder appears when it does."""
-        return {"RT_STRIKE": f"{self.verb} {self.line} {self.time} {self.action}", "RT_STRUCK": str(folder)}
+        return {"RT_STRIKE": f"{self.verb} {self.line} {self.nth} {self.action}", "RT_STRUCK": str(folder)}
 
     def __str__(self) -> str:
-        return f"{self.action} at {self.verb}:{self.line}#{self.time}"
+        return f"{self.action} at {self.verb}:{self.line}#{self.nth}"
 
 
 def _branch(line: str) -> int:
@@ -128,8 +129,67 @@ def strikes(trace: Path, actions: tuple[str, ...], times: int) -> list[Strike]:
             subshell.add((verb, int(line)))
     found = []
     for (verb, number), count in sorted(passed.items()):
-        for time in range(1, min(count, times) + 1):
-            found += [
-                Strike(verb, number, time, action) for action in actions if action != "parent" or (verb, number) in subshell
-            ]
+        for nth in range(1, min(count, times) + 1):
+            found += [Strike(verb, number, nth, action) for action in actions if action != "parent" or (verb, number) in subshell]
     return found
+
+
+def came_there(host: Host, job: str) -> bool:
+    """Whether the strike of a job happened; it may come a moment after the last answer."""
+    end = time.monotonic() + 1
+    while not (struck := (host.folder / f"struck-{job}").exists()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return struck
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """A job of a host, and the strike it is to survive; without one the lines it passes are recorded."""
+
+    host: Host
+    job: str
+    strike: Strike | None = None
+
+    def run(self, *words: object, stdin: str = "") -> Reply:
+        """A verb that may be struck."""
+        folder = self.host.folder
+        if self.strike:
+            return self.host.run(*words, stdin=stdin, **self.strike.environment(folder / f"struck-{self.job}"))
+        return self.host.run(*words, stdin=stdin, RT_TRACE=str(folder / f"trace-{self.job}"))
+
+    def launch(self, script: str, *, deadman: int = 0) -> Reply:
+        """Starts the step s.1 as the first owner, who may be struck."""
+        return self.run("launch", self.job, "s.1", 1, "inc1", "first", 20, deadman, script)
+
+    def settle(self, script: str) -> Reply:
+        """What a worker does after a doubt: it launches with a new nonce and a higher token until it is told of a claim."""
+        for attempt in range(20):
+            reply = self.host.launch(self.job, "s.1", script, nonce=f"again{attempt}", fence=2 + attempt, grace=20)
+            if reply.code == 0:
+                return reply
+            assert reply.code == 74, reply
+        raise AssertionError(f"{self.job}: never told of a claim")
+
+    def happened(self, word: str) -> int:
+        """How often the step wrote the word into a file of its own, which no supervisor touches."""
+        path = self.host.folder / f"record-{self.job}"
+        return path.read_text().split().count(word) if path.exists() else 0
+
+    def note(self, word: str) -> str:
+        """What the script says to have that written."""
+        return f"echo {word} >>{self.host.folder}/record-{self.job}"
+
+    def judge(self, code: int) -> str:
+        """The state that the step ended in: the true one, or where the strike took the step itself, an honest one."""
+        state = self.host.end_of(self.job, "s.1")
+        starts = self.happened("start")
+        if self.strike is None or (
+            self.strike.verb != "__command" and self.strike.verb != "step" and self.strike.action != "all"
+        ):
+            assert state.startswith(f"exited code={code} "), state
+            assert starts == 1, state
+        else:
+            assert state.startswith((f"exited code={code} ", "exited code=137 ", "lost why=supervisor ")), state
+            assert starts <= 1 and (starts or not state.startswith(f"exited code={code} ")), state
+        eventually(lambda: not self.host.processes(f"RT_MARK=:{self.job}/".encode()), "nobody left")
+        return state

@@ -180,3 +180,24 @@ def test_followers_do_not_hold_the_start_up(host: Host) -> None:
     assert host.state("job", "s.1").startswith("running ")
     subprocess.run(["touch", str(host.folder / "go")], check=True)
     assert host.end_of("job", "s.1").startswith("exited code=0 ")
+
+
+@pytest.mark.fault("no-inotify")
+@pytest.mark.parametrize("kind", [Kind("dash"), Kind("bash")], ids=str)  # busybox's tail never asks for one
+def test_a_log_is_followed_where_no_inotify_instance_is_left(kind: Kind) -> None:
+    """A host with more followed steps than it allows: the sender looks by itself, every byte comes, and nothing else is said."""
+    with running(kind) as host:
+        gate = f"until [ -e {host.folder}/gate$i ]; do sleep 0.02; done"
+        host.begin("job", "s.1", f"for i in 1 2 3; do head -c 20000 /dev/urandom; {gate}; done; printf end; exit 3")
+        without = "echo 0 >/proc/sys/user/max_inotify_instances && exec sh "
+        real, host.script = host.script, host.folder / "without.sh"
+        host.script.write_text(f'exec unshare --user --map-root-user sh -c \'{without} {real} "$@"\' sh "$@"\n')
+        log = b""
+        for part in range(1, 4):
+            follower = Follower(host, "job", "s.1", len(log))
+            follower.wait_for(part * 20_000 - len(log))
+            (host.folder / f"gate{part}").touch()
+            log += follower.to_the_end() if part == 3 else follower.cut()
+        host.script = real
+        assert log == host.log("job", "s.1")
+        assert follower.line("X ").startswith("X exited code=3 ")

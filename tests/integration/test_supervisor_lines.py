@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.supervisor_host import Host, Kind, Reply, eventually, running
-from tests.integration.supervisor_lines import Strike, install, strikes
+from tests.integration.supervisor_host import Host, Kind, eventually, running
+from tests.integration.supervisor_lines import Play, Strike, came_there, install, strikes
 from tests.support.evidence import Tally
 from tests.support.rig import heavy
 
@@ -18,59 +18,6 @@ pytestmark = [pytest.mark.shells, pytest.mark.fault("supervisor-killed")]
 SHELLS = [Kind("dash"), Kind("bash"), Kind("busybox")]
 SAMPLE = 4  # strikes in each scenario and shell where not all are tried
 INNOCENT = ("launch", "stop", "cancel", "clean", "prep", "secrets")  # killing these takes nothing from the step itself
-
-
-@dataclass(frozen=True, slots=True)
-class Play:
-    """A job of a host, and the strike it is to survive; without one the lines it passes are recorded."""
-
-    host: Host
-    job: str
-    strike: Strike | None = None
-
-    def run(self, *words: object, stdin: str = "") -> Reply:
-        """A verb that may be struck."""
-        folder = self.host.folder
-        if self.strike:
-            return self.host.run(*words, stdin=stdin, **self.strike.environment(folder / f"struck-{self.job}"))
-        return self.host.run(*words, stdin=stdin, RT_TRACE=str(folder / f"trace-{self.job}"))
-
-    def launch(self, script: str, *, deadman: int = 0) -> Reply:
-        """Starts the step s.1 as the first owner, who may be struck."""
-        return self.run("launch", self.job, "s.1", 1, "inc1", "first", 20, deadman, script)
-
-    def settle(self, script: str) -> Reply:
-        """What a worker does after a doubt: it launches with a new nonce and a higher token until it is told of a claim."""
-        for attempt in range(20):
-            reply = self.host.launch(self.job, "s.1", script, nonce=f"again{attempt}", fence=2 + attempt, grace=20)
-            if reply.code == 0:
-                return reply
-            assert reply.code == 74, reply
-        raise AssertionError(f"{self.job}: never told of a claim")
-
-    def happened(self, word: str) -> int:
-        """How often the step wrote the word into a file of its own, which no supervisor touches."""
-        path = self.host.folder / f"record-{self.job}"
-        return path.read_text().split().count(word) if path.exists() else 0
-
-    def note(self, word: str) -> str:
-        """What the script says to have that written."""
-        return f"echo {word} >>{self.host.folder}/record-{self.job}"
-
-    def judge(self, code: int) -> str:
-        """The state that the step ended in: the true one, or where the strike took the step itself, an honest one."""
-        state = self.host.end_of(self.job, "s.1")
-        starts = self.happened("start")
-        if self.strike is None or (
-            self.strike.verb != "__command" and self.strike.verb != "step" and self.strike.action != "all"
-        ):
-            assert state.startswith(f"exited code={code} "), state
-            assert starts == 1, state
-        else:
-            assert state.startswith((f"exited code={code} ", "exited code=137 ", "lost why=supervisor ")), state
-            assert starts <= 1 and (starts or not state.startswith(f"exited code={code} ")), state
-        eventually(lambda: not self.host.processes(f"RT_MARK=:{self.job}/".encode()), "nobody left")
-        return state
 
 
 def start_and_end(play: Play) -> None:
@@ -125,18 +72,19 @@ def struck(host: Host, scenario: Scenario, times: int) -> list[Strike]:
 def survive(host: Host, scenario: Scenario, chosen: list[Strike], evidence: Tally) -> None:
     """Plays the scenario once for each strike."""
 
-    def one(numbered: tuple[int, Strike]) -> None:
+    def one(numbered: tuple[int, Strike]) -> bool:
         number, strike = numbered
         try:
             scenario.play(Play(host, f"j{number}", strike))
         except Exception as error:
             error.add_note(str(strike))
             raise
-        assert (host.folder / f"struck-j{number}").exists(), f"never came there: {strike}"
+        return came_there(host, f"j{number}")
 
     with ThreadPoolExecutor(3) as pool:
-        for _ in pool.map(one, enumerate(chosen)):
-            evidence.ran()
+        struck = sum(pool.map(one, enumerate(chosen)))
+    evidence.ran(struck)
+    assert struck >= 0.9 * len(chosen)  # some lines are passed only when two processes meet
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)

@@ -49,7 +49,7 @@ def agree(replies: list[Reply], fences: list[int], record: Path, host: Host, job
     """Everybody was told the one claim there is, or why he is not to know it."""
     for reply, fence in zip(replies, fences, strict=True):
         assert reply.code in ((75,) if fence < SEEN else (0, 74, 75) if fence < NEWEST else (0, 74)), (fence, reply)
-        assert reply.code == 0 or reply.err.startswith("E ") and reply.err.count("\n") == 1, reply
+        assert reply.code == 0 or (reply.err.startswith("E ") and reply.err.count("\n") == 1), reply
     truth = host.ok("status", job, "s.1").out.splitlines()
     told = {reply.claim for reply in replies if reply.out.startswith(("started", "adopted"))}
     assert told <= set(truth[1:]), (told, truth)
@@ -68,7 +68,9 @@ def test_of_fifty_owners_one_starts(kind: Kind, evidence: Tally) -> None:
             job, record = f"race-{round_}", host.folder / f"record-{round_}"
             host.ok("cancel", job, "other", SEEN)
             fences, script = tokens(STARTERS), f"echo start >>{record}; exit 3"
-            calls = [("launch", job, "s.1", fence, "inc1", f"n{i}", 1, 0, script) for i, fence in enumerate(fences)]
+            calls: list[tuple[object, ...]] = [
+                ("launch", job, "s.1", fence, "inc1", f"n{i}", 1, 0, script) for i, fence in enumerate(fences)
+            ]
             replies = at_once(host, calls)
             if all(reply.code for reply in replies):  # each found a newer one before its own claim: the newest asks again
                 replies.append(host.ok("start", job, "s.1", NEWEST, "inc1", "again", 1, 0))
