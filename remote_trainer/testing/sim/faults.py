@@ -1,43 +1,147 @@
-"""What may go wrong in a simulated life, and how often.
+"""What may go wrong in a simulated life, and how often; the profiles that `make sim` lives.
 
-Rules for editing: probabilities are per event, ``*_s`` are seconds; everything here ends at ``quiet_s``, so that a job must then end.
+Rules for editing: probabilities are per event, ``*_s`` are seconds. Everything here ends at ``quiet_s``: from then on every job must
+get to its end. A new kind of fault needs a line in KINDS and a place that calls ``World.deal`` with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+#: Every kind of fault that can be dealt, in words.
+KINDS: dict[str, str] = {
+    "worker-dies": "a worker is killed between two effects: before a message, or after it and before the reply",
+    "worker-pauses": "a worker stands still for up to a minute, at any await",
+    "worker-drains": "a worker is told to stop and gives its jobs back",
+    "workers-gone": "every worker dies, and none comes for hours",
+    "lease-expires": "a lease runs out while its worker sleeps, and another worker takes the job",
+    "clock-skew": "a worker's clock goes wrong by up to an hour",
+    "clock-jump": "a worker's clock jumps by up to an hour",
+    "older-worker": "a worker of the previous version works beside newer ones",
+    "message-lost": "a request, or its reply, never arrives",
+    "store-outage": "the store cannot be reached",
+    "provider-refuses": "the provider answers with an error",
+    "offer-gone": "somebody else has taken the offer",
+    "create-late": "a request to rent takes effect up to a minute and a half later, also of a worker that is dead by then",
+    "listing-late": "a listing takes up to half a minute",
+    "listing-stale": "a listing shows how things were some seconds ago",
+    "listing-partial": "the provider shows only a part of its instances",
+    "boot-breaks": "an instance never becomes ready",
+    "preempted": "the provider stops an instance",
+    "vanished": "an instance is gone without a word",
+    "destroy-forgotten": "the provider says yes to a destroy and forgets it",
+    "destroy-slow": "an instance ends long after its destroy",
+    "resurrected": "an instance that was gone is there again, minutes later, and costs money",
+    "ssh-flap": "the connection to a host breaks while a log is followed or a file fetched",
+    "host-silent": "a host cannot be reached for minutes",
+    "host-cut-off": "a host cannot be reached for hours, and its job still runs",
+    "host-dead": "a host never answers again",
+    "host-reboots": "a host reboots",
+    "host-wiped": "a host comes back with an empty disk",
+    "transfer-damaged": "a bit of a file is flipped on its way from or to a host",
+    "objects-outage": "the object store cannot be reached",
+    "object-truncated": "an upload is kept short",
+    "object-damaged": "a bit of an object is flipped on its way, or while it is stored",
+    "object-rots": "a bit of an object of an earlier attempt is flipped at rest",
+    "step-fails": "the user's program exits non-zero",
+    "cancelled": "the user cancels the job, at any time",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """One profile of faults."""
+    """How much goes wrong."""
 
-    quiet_s: float = 900.0  # no new fault begins after that
-    every_s: float = 45.0  # mean time between two blows of ``weights``
-    loss: float = 0.05  # of a request, and of a reply
-    refusals: float = 0.1  # of the provider's answers: it raises instead
+    quiet_s: float = 100.0  # no new fault begins after that
+    every_s: float = 7.0  # mean time between two blows of ``weights``
+    deaths: float = 0.006  # of a worker at a message that changes something; a tenth of it at any other
+    pauses: float = 0.006
+    loss: float = 0.03  # of a request, and of a reply
+    refusals: float = 0.08  # of the provider's answers: it raises instead
     broken_boots: float = 0.05
-    stubborn: float = 0.3  # destroy requests that are accepted and forgotten
-    slow_listing: float = 0.15  # listings that take up to half a minute
-    lag_s: float = 10.0  # a new instance may be missing from the listing for that long
-    late_creates: bool = False  # a paused or dead worker's request may arrive whenever
-    dead_hosts: float = 0.1  # lives in which the machine falls silent for good
-    exits: float = 0.2  # step runs that end non-zero
+    stubborn: float = 0.25  # destroy requests that are accepted and forgotten
+    slow_destroy: float = 0.2
+    slow_listing: float = 0.15
+    stale_listing: float = 0.4
+    partial_listing: float = 0.05
+    lag_s: float = 4.0  # a listing may be that old
+    late_creates: float = 0.0  # requests to rent that arrive whenever
+    resurrections: float = 0.0
+    wrong_clocks: float = 0.2  # workers
+    dead_hosts: float = 0.04  # lives in which a machine falls silent for good
+    exodus: float = 0.03  # lives in which all workers die, for hours
+    cut_off: float = 0.01  # silences that last hours
+    exits: float = 0.1  # step runs that end non-zero
+    damage: float = 0.03  # files on their way, and objects
+    cancels: float = 0.15  # jobs
     #: How often each kind of blow is dealt, relative to the others.
     weights: tuple[tuple[str, float], ...] = (
-        ("kill", 3.0),
-        ("pause", 3.0),
-        ("store_outage", 1.5),
-        ("objects_outage", 1.5),
-        ("silence", 3.0),
-        ("reboot", 0.5),
-        ("vanish", 0.5),
-        ("preempt", 0.5),
+        ("worker-dies", 2.0),
+        ("worker-pauses", 3.0),
+        ("worker-drains", 1.0),
+        ("clock-jump", 0.7),
+        ("store-outage", 1.0),
+        ("objects-outage", 1.0),
+        ("object-rots", 0.7),
+        ("host-silent", 3.0),
+        ("host-reboots", 0.4),
+        ("host-wiped", 0.3),
+        ("vanished", 0.4),
+        ("preempted", 0.4),
     )
 
 
-CALM = Faults(loss=0, refusals=0, broken_boots=0, stubborn=0, slow_listing=0, dead_hosts=0, exits=0, weights=())
-#: No net: no create arrives late, so nothing may ever be left behind, and nobody looks after it.
-STRICT = Faults()
-#: Everything, late creates included; a reaper returns what no live attempt claims.
-CHAOS = Faults(late_creates=True, every_s=25.0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A world to live in."""
+
+    name: str
+    about: str
+    faults: Faults
+    share: int  # of the lives
+    borrowed: bool = False  # one machine that is lent to us, for all jobs
+    nets: bool = False  # the reaper and the dead-man's switch are there
+    versions: bool = False  # workers of the previous version are there too
+
+
+NOTHING = Faults(
+    deaths=0,
+    pauses=0,
+    loss=0,
+    refusals=0,
+    broken_boots=0,
+    stubborn=0,
+    slow_destroy=0,
+    slow_listing=0,
+    stale_listing=0,
+    partial_listing=0,
+    wrong_clocks=0,
+    dead_hosts=0,
+    exodus=0,
+    cut_off=0,
+    exits=0,
+    damage=0,
+    cancels=0,
+    weights=(),
+)
+#: No net: no request to rent arrives late, so nothing may ever be left behind, and nobody looks after it.
+BARE = Faults()
+#: Everything: what cannot be survived without the nets, too.
+EVERYTHING = replace(BARE, late_creates=0.1, resurrections=0.1, exodus=0.05)
+
+PROFILES: dict[str, Profile] = {
+    each.name: each
+    for each in (
+        Profile(name="calm", about="nothing goes wrong", faults=NOTHING, share=1),
+        Profile(name="bare", about="rented machines, no reaper and no dead-man's switch", faults=BARE, share=7),
+        Profile(name="nets", about="everything, with reaper and dead-man's switch", faults=EVERYTHING, share=7, nets=True),
+        Profile(name="borrowed", about="one borrowed machine for all jobs", faults=BARE, share=3, borrowed=True),
+        Profile(name="versions", about="two versions of the worker side by side", faults=BARE, share=2, versions=True),
+    )
+}
+
+
+def profile_of(seed: int) -> Profile:
+    """Return the profile that a seed lives in when none is named."""
+    shares = [profile for profile in PROFILES.values() for _ in range(profile.share)]
+    return shares[seed % len(shares)]
