@@ -136,6 +136,10 @@ class Settings(BaseSettings):
     keepalive_s: Seconds = Field(
         default=15.0, description="silence after which a connection is probed; it is given up after three times that"
     )
+    stall_s: Seconds = Field(
+        default=240.0,
+        description="how long a transfer may not move at all before it goes on over a new connection; at 10 kB/s it still moves",
+    )
 
     max_jobs: int = Field(default=64, ge=1, description="jobs one worker drives at the same time")
     lease_s: float = Field(
@@ -183,6 +187,7 @@ class Settings(BaseSettings):
             known_hosts=self.known_hosts,
             connect_timeout_s=self.connect_timeout_s,
             keepalive_s=self.keepalive_s,
+            stall_s=self.stall_s,
             find_secret=lambda name: find_secret(name, self.secrets_dir),
         )
 

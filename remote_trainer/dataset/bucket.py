@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 from remote_trainer.dataset.tree import SKIPPED, Tree, name_fault, scan
 from remote_trainer.errors import ConfigError, DatasetError
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _AT_ONCE = 8  # downloads
+_RESUMES = 5  # of a download that breaks without a byte in between
+_MD5 = re.compile("[0-9a-f]{32}")
 _PAGE = 1000  # keys in one answer: the most that servers give
+
+
+class _Range(TypedDict, total=False):
+    Range: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +116,41 @@ class Bucket:
 
     def _download(self, item: _Object, target: Path) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
 
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            body = self._client.get_object(Bucket=self._bucket, Key=item.key, IfMatch=item.etag)["Body"]
+            md5 = hashlib.md5(usedforsecurity=False)
             with target.open("xb") as file:
-                for block in body.iter_chunks(1 << 20):
-                    file.write(block)
-        except (BotoCoreError, ClientError, OSError) as error:
+                breaks, plain = 0, False
+                while True:
+                    before = file.tell()
+                    try:
+                        plain = self._append(item, file, md5.update)
+                    except (BotoCoreError, HTTPError):  # gone on with, as long as it moves
+                        if file.tell() >= item.size:
+                            break
+                        breaks = 0 if file.tell() > before else breaks + 1
+                        if breaks > _RESUMES:
+                            raise
+                        continue
+                    break
+        except (BotoCoreError, HTTPError, ClientError, OSError) as error:
             raise DatasetError(f"cannot read {item.key} of {self.name}: {error}; try again, or download it yourself") from error
         if target.stat().st_size != item.size:
             raise DatasetError(f"{item.key} of {self.name} changed while it was read; submit again")
+        etag = item.etag.strip('"')
+        if plain and _MD5.fullmatch(etag) and md5.hexdigest() != etag:
+            raise DatasetError(f"{item.key} of {self.name} arrived as other bytes than the bucket says it has; try again")
+
+    def _append(self, item: _Object, file: BinaryIO, seen: Callable[[bytes], None]) -> bool:
+        """Download what the file lacks; is the ETag of such an object the MD5 of its bytes? Not where keys of the service encrypt it."""
+        which: _Range = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}  # a range of an empty object is an error
+        reply = self._client.get_object(Bucket=self._bucket, Key=item.key, IfMatch=item.etag, **which)
+        for block in reply["Body"].iter_chunks(1 << 20):
+            file.write(block)
+            seen(block)
+        return reply.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in reply
 
 
 def _client() -> S3Client:

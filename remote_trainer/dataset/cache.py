@@ -162,12 +162,17 @@ class Packed:
             raise DatasetError(f"a packed chunk of {self._given.source} cannot be read: {error}; submit again") from error
 
     def verify(self, number: int) -> None:
-        """Make sure that our bytes are still those that were announced: DatasetError if the source was edited."""
+        """Make sure that our bytes are still those that were announced: DatasetError if the source was edited, or our copy is damaged."""
         sha256 = hashlib.sha256()
         for block in self.read(number):
             sha256.update(block)
-        if sha256.hexdigest() != self._given.chunks[number].sha256:
-            raise DatasetError(f"{self._given.source} is not what it was when the job was submitted; submit again")
+        if sha256.hexdigest() == self._given.chunks[number].sha256:
+            return
+        kept = self.kept(number)
+        if kept:  # or the next submit would find it there
+            kept.unlink(missing_ok=True)
+            raise DatasetError(f"the cached copy of {self._given.source} was damaged and is removed; submit again")
+        raise DatasetError(f"{self._given.source} is not what it was when the job was submitted; submit again")
 
 
 def _key(source: str) -> str:

@@ -100,8 +100,9 @@ end_writers() { # ends what an earlier connection of this owner left behind, so 
         read -r _start <"$_mark" || _start=
         _patience=2 # at first only what it runs is ended, so that it can note how far it came
         while [ "$(started_at "$_pid")" = "$_start" ] && [ -n "$_start" ]; do
-            # shellcheck disable=SC2046  # numbers, one a word
-            if [ "$_patience" -gt 0 ]; then kill $(children_of "$_pid"); else kill -9 "$_pid" $(children_of "$_pid"); fi 2>/dev/null
+            _children=$(children_of "$_pid")
+            # shellcheck disable=SC2086  # numbers, one a word
+            if [ "$_patience" -gt 0 ]; then kill $_children && kill -CONT $_children; else kill -9 "$_pid" $_children; fi 2>/dev/null
             _patience=$((_patience - 1))
             sleep 0.1 2>/dev/null || sleep 1
         done
@@ -234,8 +235,9 @@ take_chunk() { # LINE
     PLACE=$TMP/tree/${_rest#* }
     [ "$OFFSET" != - ] || { BUNDLE=$PART.tar PLACE=$PART.tar OFFSET=0; }
     { true 1<>"$PLACE"; } 2>/dev/null || die $EX_HOST_LACKS "cannot write $PLACE"
+    note_part "$FROM"
     receive_rest
-    say "$((HERE - OFFSET))" >"$PART"
+    note_part "$((HERE - OFFSET))"
     if [ "$HERE" -lt $((OFFSET + SIZE)) ]; then # the line broke, the disk is full, or we were told to stop
         PROBLEM=$(sed -n 's/^dd: //p' "$SAID" | head -n 1)
         # A disk that is full has no room for that message either.
@@ -260,6 +262,8 @@ take_chunk() { # LINE
     rm -f "$PART" "$PART.tar" # ext4 writes a file to the disk that was emptied and filled again; one that goes is never written
     say "ok $NUMBER"
 }
+
+note_part() { printf '%018d\n' "$1" 1<>"$PART"; } # BYTES; in the place of the former note, for which a full disk has room
 
 receive_rest() { # puts stdin where it belongs; HERE is where the file's bytes end then, STATUS tells whether the disk took them
     {

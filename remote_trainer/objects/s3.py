@@ -41,6 +41,7 @@ try:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from urllib3.exceptions import HTTPError
 except ImportError as error:
     raise ConfigError("s3:// needs the s3 extra: pip install 'remote-trainer[s3]'") from error
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PART = 16 << 20  # bytes; also the size up to which one request does
+PART = 8 << 20  # bytes; also the size up to which one request does, and what a break may cost
 _MOST_PARTS = 10_000
 _PARTS_AT_ONCE = 8  # over all files: bounds memory at 8 parts
 _PAGE = 1000
@@ -326,10 +327,10 @@ class S3Objects:
                 if _code(error) in _ALL_THERE:
                     return
                 raise
-            except BotoCoreError:
+            except (BotoCoreError, HTTPError) as error:  # what TLS finds damaged comes as urllib3's own
                 breaks += 1
                 if breaks > _RESUMES:
-                    raise
+                    raise ObjectsUnavailable(f"{self._where}: reading {key} breaks off again and again ({error})") from error
 
     def _verify(self, key: str, size: int, sha256: str, watch: Watch) -> None:
         known = self._head(key)

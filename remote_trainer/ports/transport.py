@@ -83,6 +83,15 @@ class Transport(Protocol):
         """Is the host's file system ours too (this machine)? Then local paths are readable there."""
         ...
 
+    @property
+    def stall_s(self) -> float:
+        """Return for how many seconds a transfer may not move at all before it is given up, and begun again over a new connection."""
+        ...
+
+    def doubt(self) -> None:
+        """Distrust what is connected: whatever is opened from now on goes over a new connection."""
+        ...
+
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0) -> Completed:
         """Run a command to its end; arguments arrive exactly as given. CommandTimeout when it takes longer (it may still run)."""
         ...

@@ -30,6 +30,8 @@ _PIECE = 1 << 16
 _LOST = 1000  # bytes that Fault.DROP swallows
 _IN_FLIGHT = 64 << 20
 """Bytes that one direction of one connection may have under way: more than bandwidth × delay of any link worth testing."""
+_QUEUE_S = 0.25
+"""Of what a narrow link carries, how much waits in front of it."""
 
 
 class Fault(Enum):
@@ -191,9 +193,15 @@ class Link:
             if not piece:
                 return
             flight.size += len(piece)
-            while flight.size > _IN_FLIGHT:
+            while flight.size > self._room():
                 flight.landed.clear()
                 await flight.landed.wait()
+
+    def _room(self) -> int:
+        """Bytes that one direction of one connection may have under way: a narrow link does not swallow what it cannot carry."""
+        if not self._bytes_per_s:
+            return _IN_FLIGHT
+        return min(_IN_FLIGHT, max(_PIECE, int(self._bytes_per_s * (self._one_way_s + _QUEUE_S))))
 
     async def _land(self, flight: _Flight, writer: asyncio.StreamWriter, way: _Way) -> None:
         while True:

@@ -23,6 +23,7 @@ from remote_trainer.transport.running import run_to_end
 
 # The shell answers "no such program" with status 127 and in its own words, as a remote login shell would.
 _THIS_MACHINE = ("/bin/sh", "-c", 'exec "$@"', "sh")
+_STALL_S = 240.0
 _LEAVE_S = 1.0  # how long a command may take to end once its pipes are closed, and again after TERM
 
 # What a login session has, and what programs that use a GPU look for. The rest of our environment holds our secrets.
@@ -52,6 +53,13 @@ class CommandTransport:
     @property
     def shares_files(self) -> bool:
         return not self._prefix
+
+    @property
+    def stall_s(self) -> float:
+        return _STALL_S
+
+    def doubt(self) -> None:
+        """Each command has a way of its own."""
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0) -> Completed:
         return await run_to_end(self.open(argv), argv, stdin=stdin, timeout_s=timeout_s, address=self._address)
@@ -87,7 +95,7 @@ class CommandTransport:
         if self.shares_files:
             await asyncio.to_thread(local.pull, path, target, size, progress)
         else:
-            await stream.pull(self.open, self._address, path, target, size=size, progress=progress)
+            await stream.pull(self.open, self._address, path, target, size=size, stall_s=self.stall_s, progress=progress)
 
     async def close(self) -> None:
         """Nothing is kept open between commands."""

@@ -30,10 +30,11 @@ class Link:
         self.channels = 0
         self.full = False  # the server refused one more channel
         self.proven = False  # it has carried one
+        self.doubted = False  # something on it does not move
 
     @property
     def usable(self) -> bool:
-        return not self.connection.is_closed() and not self.full
+        return not self.connection.is_closed() and not self.full and not self.doubted
 
 
 class Pool:
@@ -77,9 +78,14 @@ class Pool:
             link.full = False
         self._links = [one for one in self._links if not one.connection.is_closed()]
         spare = any(one is not link and one.usable for one in self._links)
-        if link.channels == 0 and link in self._links and (link.full or spare):
+        if link.channels == 0 and link in self._links and (link.full or link.doubted or spare):
             self._links.remove(link)
             link.connection.close()
+
+    def doubt(self) -> None:
+        """Open nothing more on the connections there are; each is closed once its last channel is over."""
+        for link in self._links:
+            link.doubted = True
 
     async def close(self) -> None:
         """Close every connection, and break off a login."""

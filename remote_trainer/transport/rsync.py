@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import shlex
 import shutil
@@ -102,7 +103,8 @@ async def _push(ssh: Sequence[str], files: Sequence[Path], folder: str, shell: S
     host = f"[{shell.login.target.host}]" if ":" in shell.login.target.host else shell.login.target.host
     argv = [
         "rsync", "--rsh", shlex.join(ssh), "--times", "--size-only", "--partial-dir=.partial", "--protect-args", "--no-human-readable",
-        "--info=progress2", "--outbuf=N", "--", *(str(file.absolute()) for file in files), f"{host}:{folder}/",
+        "--info=progress2", "--outbuf=N", f"--timeout={math.ceil(shell.login.settings.stall_s)}",
+        "--", *(str(file.absolute()) for file in files), f"{host}:{folder}/",
     ]  # fmt: skip
     async with _child(argv) as process:
         assert process.stdout and process.stderr

@@ -57,6 +57,13 @@ class SshTransport:
         return False
 
     @property
+    def stall_s(self) -> float:
+        return self._login.settings.stall_s
+
+    def doubt(self) -> None:
+        self._pool.doubt()
+
+    @property
     def round_trip_s(self) -> float:
         """Return the shortest round trip seen, over SSH; 0 before the first command."""
         return self._round_trip
@@ -101,7 +108,11 @@ class SshTransport:
         def opened(argv: Sequence[str]) -> AbstractAsyncContextManager[Channel]:
             return self._open(command_line(argv), PULL_WINDOW)
 
-        await stream.pull(opened, self._address, path, target, size=size, progress=progress)
+        try:
+            await stream.pull(opened, self._address, path, target, size=size, stall_s=self.stall_s, progress=progress)
+        except stream.Stalled:
+            self.doubt()
+            raise
 
     async def close(self) -> None:
         await self._pool.close()

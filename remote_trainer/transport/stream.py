@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from remote_trainer.errors import DigestMismatch, HostFull, HostLacks, Incomplete
+from remote_trainer.errors import DigestMismatch, HostFull, HostLacks, HostUnreachable, Incomplete
 from remote_trainer.ports import Channel, Completed, Progress
 
 _BLOCK = 1 << 20
@@ -145,15 +145,26 @@ async def _send(transport: Opener, file: Path, seen: Survey, tally: Tally) -> No
                 raise problem(transport.address, f"cannot write {file.name} in {folder}", said)
 
 
-async def pull(opened: Open, address: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
-    """Append to ``target`` what is missing of the host's file; never more than was announced."""
+class Stalled(HostUnreachable):
+    """The connection lives, and the transfer on it does not move."""
+
+
+async def pull(
+    opened: Open, address: str, path: str, target: Path, *, size: int, stall_s: float, progress: Progress | None = None
+) -> None:
+    """Append to ``target`` what is missing of the host's file; never more than was announced. Stalled when nothing comes."""
     with target.open("ab") as sink:
         done = sink.tell()
         if done > size:
             sink.truncate(done := 0)
         async with opened(["sh", "-c", _SEND, "sh", path, str(done + 1)]) as channel:
             await channel.end()
-            done = await _receive(channel, sink, Tally(done, size, progress), done, size)
+            try:
+                done = await _receive(channel, sink, Tally(done, size, progress), (done, size, stall_s))
+            except TimeoutError as error:
+                raise Stalled(
+                    f"{address} sent nothing of {path} for {stall_s:g} s; it is gone on with over a new line"
+                ) from error
             if done > size:
                 raise DigestMismatch(f"{address} sent more than the announced {size} bytes of {path}")
             said = await channel.read_error()
@@ -168,9 +179,10 @@ async def pull(opened: Open, address: str, path: str, target: Path, *, size: int
         raise Incomplete(f"{path} on {address} is shorter than the {size} bytes that were announced")
 
 
-async def _receive(channel: Channel, sink: IO[bytes], tally: Tally, done: int, size: int) -> int:
+async def _receive(channel: Channel, sink: IO[bytes], tally: Tally, bounds: tuple[int, int, float]) -> int:
     """Return how far it came; one past the announced size when more was sent, with nothing of that kept."""
-    while block := await channel.read(_BLOCK):
+    done, size, stall_s = bounds
+    while block := await asyncio.wait_for(channel.read(_BLOCK), stall_s):
         kept = block[: size - done]
         await asyncio.to_thread(sink.write, kept)
         done += len(kept)

@@ -29,6 +29,7 @@ from remote_trainer.ports import Channel, Objects, Progress
 
 _CARRIED = 3 << 19  # bytes that one SSH channel carries in a round trip: three quarters of OpenSSH's window, measured
 _WANTED_RATE = 125_000_000  # bytes a second worth filling: 1 Gbit/s
+_SLICE = 256 << 10  # bytes that must move within stall_s: at 10 kB/s on eight channels 210 s
 _FEWEST, _MOST = 2, 8  # channels; sshd allows ten sessions on a connection, and jobs need some too
 _BUSY_S = 1.0
 _SENDS = 3  # of one chunk, when it arrives damaged
@@ -107,6 +108,7 @@ class _Transfer:
     got: set[int]
     parts: dict[int, int]  # bytes that are there of other chunks
     waiting: deque[int] = field(init=False)
+    moved_at: float = 0.0  # when bytes were taken, or the host said something
     sends: Counter[int] = field(default_factory=Counter)
     folders: asyncio.Event = field(default_factory=asyncio.Event)  # set when the first chunk is there, or nobody sends it
 
@@ -126,10 +128,24 @@ class _Transfer:
         while self.waiting:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for number in range(min(channels, len(self.waiting))):
-                        group.create_task(self._channel(first=number == 0), name=f"ship {self.given.name} {number}")
+                    watch = group.create_task(self._watch(), name=f"ship {self.given.name} watch")
+                    async with asyncio.TaskGroup() as sending:
+                        for number in range(min(channels, len(self.waiting))):
+                            sending.create_task(self._channel(first=number == 0), name=f"ship {self.given.name} {number}")
+                    watch.cancel()
             except ExceptionGroup as several:
                 raise _gravest(several) from several
+
+    async def _watch(self) -> None:
+        """Give the transfer up when nothing of it has moved for too long, though the connection lives."""
+        transport, loop = self.depot.transport, asyncio.get_running_loop()
+        self.moved_at = loop.time()
+        while (left := self.moved_at + transport.stall_s - loop.time()) > 0:  # noqa: ASYNC110 # for nothing to happen
+            await asyncio.sleep(left)
+        transport.doubt()
+        raise HostUnreachable(
+            f"the transfer to {transport.address} did not move for {transport.stall_s:g} s; it goes on over a new connection"
+        )
 
     async def _channel(self, *, first: bool) -> None:
         """Send chunks while there are any; returns when the host has answered for each."""
@@ -157,12 +173,18 @@ class _Transfer:
         await channel.write(chunk_line(self.given, number, start))
         blocks = self.packed.read(number, start)
         while not listening.done() and (block := await asyncio.to_thread(next, blocks, b"")):
-            await channel.write(cast(bytes, block))  # any buffer will do: what cannot be sent at once is copied
+            view = memoryview(cast(bytes, block))
+            for at in range(0, len(view), _SLICE):
+                await channel.write(
+                    cast(bytes, view[at : at + _SLICE])
+                )  # any buffer will do: what cannot be sent at once is copied
+                self.moved_at = asyncio.get_running_loop().time()
 
     async def _hear(self, channel: Channel, sent: set[int]) -> None:
         """Take the host's word on each chunk until it says no more."""
         rest = b""
         while data := await channel.read():
+            self.moved_at = asyncio.get_running_loop().time()
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 number, fine = outcome(line, self.depot.transport.address)
@@ -197,7 +219,10 @@ class _Transfer:
 
 def _gravest(several: ExceptionGroup[Exception]) -> Exception:
     """A break of the line follows from everything else."""
-    return next((error for error in several.exceptions if not isinstance(error, HostUnreachable)), several.exceptions[0])
+    errors = [
+        error for each in several.exceptions for error in (each.exceptions if isinstance(each, ExceptionGroup) else (each,))
+    ]
+    return next((error for error in errors if not isinstance(error, HostUnreachable)), errors[0])
 
 
 async def fetch_checkpoint(objects: Objects, checkpoint: Checkpoint, folder: Path) -> Sequence[tuple[str, str, Path]]:
