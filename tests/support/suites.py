@@ -13,7 +13,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterable
 
-from tests.support import containers, mongo, s3, sshd
+from tests.support import containers, mongo, s3, sshd, venvs
 from tests.support.environment import ORIGINAL
 
 REQUIRE_ALL = ORIGINAL.get("REMOTE_TRAINER_REQUIRE_ALL") == "1"
@@ -41,6 +41,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "containers": containers.missing,
     "mongo": mongo.missing,
     "s3": s3.missing,
+    "vastai": lambda: venvs.missing("vastai"),
     "train": lambda: _lacking_modules("torch", "diffusers", "peft", "transformers"),
     "shells": lambda: _lacking_programs("dash", "bash", "busybox"),
     "systemd": lambda: _lacking_programs("systemd-analyze"),

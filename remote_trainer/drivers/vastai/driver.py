@@ -27,18 +27,26 @@ from remote_trainer.transport.ssh import SshTransport
 _URL = "https://console.vast.ai"
 _IMAGE = "vastai/base-image:@vastai-automatic-tag"
 _DISK_MIN_GB = 10
+_LAG_S = 60.0
+_USER = "root"  # as everywhere at the provider; a simulated one may know another user only
 
 
 class VastDriver:
     """Rents machines with one account."""
 
     name = "vastai"
-    abilities = Abilities(visibility_lag_s=60.0)
+    abilities = Abilities(visibility_lag_s=_LAG_S)
     option_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "properties": {
             "url": {"type": "string", "minLength": 1, "description": f"the service; default: $VAST_URL, else {_URL}"},
             "image": {"type": "string", "minLength": 1, "description": f"container image; default: the tool's, else {_IMAGE}"},
+            "user": {"type": "string", "minLength": 1, "description": f"who logs in to its machines; default: {_USER}"},
+            "visibility_lag_s": {
+                "type": "number",
+                "minimum": 0,
+                "description": f"how long a new machine may be missing from the listing; default: {_LAG_S:g}",
+            },
             "gpu_names": {
                 "type": "array",
                 "items": {"type": "string"},
@@ -69,6 +77,8 @@ class VastDriver:
         self._settings = settings
         self._url = str(options.get("url") or os.environ.get("VAST_URL") or _URL).rstrip("/")
         self._image = str(options.get("image", ""))
+        self._user = str(options.get("user", _USER))
+        self.abilities = Abilities(visibility_lag_s=float(options.get("visibility_lag_s", _LAG_S)))
         self._wishes = _wishes(options)
         self._opened: VastApi | None = None
         self._key_path: Path | None = settings.ssh_key
@@ -124,7 +134,7 @@ class VastDriver:
         if instance.id not in self._let_in:
             await self._api.attach_key(instance.id, path.with_suffix(".pub").read_text().strip())
             self._let_in.add(instance.id)
-        place = (instance.id, f"root@{host}:{port}")
+        place = (instance.id, f"{self._user}@{host}:{port}")
         known = self._transports.get(place)
         if known is None or instance.host_key not in ("", known.host_key):
             known = self._transports[place] = SshTransport(place[1], self._settings, host_key=instance.host_key, identity=path)
@@ -148,7 +158,7 @@ class VastDriver:
 
 
 def _wishes(options: Mapping[str, Any]) -> Wishes:
-    given = {key: value for key, value in options.items() if key not in ("url", "image")}
+    given = {key: value for key, value in options.items() if key not in ("url", "image", "user", "visibility_lag_s")}
     for name in ("gpu_names", "regions"):
         if name in given:
             given[name] = tuple(given[name])
