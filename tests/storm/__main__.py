@@ -44,6 +44,8 @@ STORES: tuple[schedule.Store, ...] = ("sqlite", "mongo")
 
 #: Once nothing goes wrong any more, a job that does not change for so long, seconds, is stuck.
 _CALM_S = 120.0
+#: How long three workers take to start together on two quiet cores; where it takes longer, so does everything.
+_START_S = 3.0
 #: A follower whose client vanished ends itself after two minutes of silence.
 _SILENCE_S = 150.0
 _SETTLED_S = 10.0
@@ -97,11 +99,10 @@ def _options() -> argparse.Namespace:
 
 async def _storm(folder: Path, plan: Schedule, options: argparse.Namespace, store: schedule.Store) -> report.Result:
     async with grounds.prepared(folder, store=store, workers=options.workers, host_count=options.hosts) as ground:
+        plan = schedule.stretched(plan, await ground.begin() / _START_S)
         began = time.monotonic()
         watcher = Watcher(ground)
         dealer = watcher.dealer = Dealer(ground, store, watcher.hurt)
-        for slot in ground.slots:
-            ground.start(slot)
         async with asyncio.TaskGroup() as group:
             submitted = [group.create_task(_submit(ground, began, number, wish)) for number, wish in enumerate(plan.wishes)]
             for blow in plan.blows:

@@ -79,6 +79,15 @@ class Ground:
         self.rig.workers.append(slot.worker)
         self.started[slot.worker.process.pid] = time.monotonic()
 
+    async def begin(self) -> float:
+        """Start all workers; returns how many seconds it took until each had come as far as to say so."""
+        began = time.monotonic()
+        for slot in self.slots:
+            self.start(slot)
+        while not all(slot.working for slot in self.slots):
+            await asyncio.sleep(0.05)
+        return time.monotonic() - began
+
     def kill(self, slot: Slot) -> None:
         """`kill -9`; the slot stays empty until somebody starts a worker again."""
         worker, slot.worker, slot.frozen = slot.worker, None, False

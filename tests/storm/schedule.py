@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Store = Literal["sqlite", "mongo"]
@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "store": Kind(title="database server killed, or file locked", share=1 / 6, shortest_s=0.2, longest_s=6.0),
 }
 
+_SLOWEST = 4.0
 #: The longest cut of a long storm, seconds.
 _LONGEST_CUT_S = 180.0
 
@@ -86,6 +87,16 @@ def make(seed: int, *, jobs: int, kills: int) -> Schedule:
     wishes = sorted((_wish(dice, span_s) for _ in range(jobs)), key=lambda wish: wish.at_s)
     blows = [blow for kind in KINDS for blow in _blows(dice, kind, kills, span_s)]
     return Schedule(span_s=span_s, wishes=tuple(wishes), blows=tuple(sorted(blows, key=lambda blow: blow.at_s)))
+
+
+def stretched(plan: Schedule, slowness: float) -> Schedule:
+    """Return the storm for a machine that is so many times as slow: else workers would be killed before they get to anything."""
+    factor = max(1.0, min(_SLOWEST, slowness))
+    return Schedule(
+        span_s=plan.span_s * factor,
+        wishes=tuple(replace(wish, at_s=wish.at_s * factor, lines=round(wish.lines * factor)) for wish in plan.wishes),
+        blows=tuple(replace(blow, at_s=blow.at_s * factor) for blow in plan.blows),
+    )
 
 
 def _wish(dice: random.Random, span_s: float) -> Wish:
