@@ -521,7 +521,7 @@ verb_start() { # JOB STEP FENCE INC NONCE GRACE DEADMAN
     check_incarnation "$4"
     take_fence "$3"
     [ -s "$STEP/cmd" ] || die $EX_NO_STEP "no such step: $1 $2"
-    renew_lease || die $EX_NO_SPACE 'the lease could not be written'
+    renew_lease || die $EX_NO_SPACE "no space left on the host's disk: $JOB/lease"
     if read_claim; then
         report_start adopted
         return
@@ -789,7 +789,7 @@ verb_touch() { # JOB
     need 1 'touch JOB' $#
     use_job "$1"
     [ -d "$JOB" ] || die $EX_NO_STEP "no such job: $1"
-    renew_lease || die $EX_NO_SPACE 'the lease could not be renewed'
+    renew_lease || die $EX_NO_SPACE "no space left on the host's disk: $JOB/lease"
     say ok
 }
 

@@ -21,7 +21,7 @@ from tests.support.rig import heavy
 
 pytestmark = [pytest.mark.shells, pytest.mark.fault("host-disk-full")]
 SHELLS = [Kind("dash"), Kind("bash"), Kind("busybox")]
-SAMPLE = 5  # strikes in each scenario and shell where not all are tried
+SAMPLE = 2  # strikes in each scenario and shell where not all are tried
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def test_each_signal_is_told(kind: Kind, evidence: Tally) -> None:
     """A step that a signal ends exits with 128 and its number; one that it does not end goes on."""
     ignored = {signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
     stops = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
-    numbers = sorted({int(number) for number in signal.Signals} - stops - {int(signal.SIGRTMIN), int(signal.SIGRTMAX)})
+    numbers = [*({*range(1, 32)} - stops), 34]  # 34 stands for the real-time ones
 
     def one(number: int) -> None:
         host.begin(f"signal-{number}", "s.1", f"sh -c 'kill -{number} '$$; exit 4", nonce="n1")
