@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 
 
@@ -26,9 +25,6 @@ def is_md5(etag: str, expected: str) -> bool:
     return etag.strip('"').lower() == expected
 
 
-def etag_of(parts: Sequence[str]) -> str:
-    """Return what the ETag of an object put together from parts with these ETags should be; empty when those are no MD5s."""
-    digests = [part.strip('"') for part in parts]
-    if not all(re.fullmatch("[0-9a-fA-F]{32}", digest) for digest in digests):
-        return ""
-    return f"{md5_of(bytes.fromhex(''.join(digests))).hex()}-{len(digests)}"
+def etag_of(parts: Sequence[bytes]) -> str:
+    """Return the ETag of an object put together from parts with these MD5s."""
+    return f"{md5_of(b''.join(parts)).hex()}-{len(parts)}"

@@ -205,7 +205,7 @@ class S3Objects:
             note = {"sha256": sha256}
             upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=name, Metadata=note)["UploadId"]
         try:
-            size, found, parts = self._send_parts(name, upload, there, path, watch)
+            size, found, expected, parts = self._send_parts(name, upload, there, path, watch)
             _agree(path, found, sha256)
         except DigestMismatch:
             with suppress(ClientError, BotoCoreError):  # the next put of this key tries again
@@ -218,7 +218,7 @@ class S3Objects:
         if known and known.sha256 != sha256:  # it was begun for another content
             self._client.delete_object(Bucket=self._bucket, Key=name)
             return self._put_parts(key, path, sha256, watch)
-        return self._proven(stored, done["ETag"], etag_of([part["ETag"] for part in parts]), watch)
+        return self._proven(stored, done["ETag"], expected, watch)
 
     def _begun(self, name: str) -> tuple[str, dict[int, str]]:
         """Return the upload of this key that broke off, if any, and what the server has of it: the ETag of each part by number."""
@@ -231,22 +231,26 @@ class S3Objects:
 
     def _send_parts(
         self, name: str, upload: str, there: Mapping[int, str], path: Path, watch: Watch
-    ) -> tuple[int, str, Sequence[CompletedPartTypeDef]]:
-        """Send the parts that are missing, several at once, hashing all in order; returns size, digest and the parts' receipts."""
+    ) -> tuple[int, str, str, Sequence[CompletedPartTypeDef]]:
+        """Send the parts that are missing, several at once, hashing all; returns size, digest, ETag to expect, and receipts."""
         total, digest, sent = size_of(path), hashlib.sha256(), 0
         running: list[Future[CompletedPartTypeDef]] = []
+        md5s: list[bytes] = []
         length = max(PART, math.ceil(total / _MOST_PARTS / BLOCK) * BLOCK)
         try:
             with path.open("rb") as file:
                 for number, data in enumerate(self._read(file, length), 1):
                     digest.update(data)
-                    running.append(self._senders.submit(self._send, name, upload, number, data, there.get(number)))
+                    md5s.append(md5_of(data))
+                    running.append(
+                        self._senders.submit(self._send, name, upload, number, data, md5=md5s[-1], there=there.get(number))
+                    )
                     running[-1].add_done_callback(lambda _: self._parts.release())
                     sent += len(data)
                     for failed in (each for each in running if each.done() and each.exception()):
                         failed.result()
                     watch(sent, total)
-            return sent, digest.hexdigest(), [each.result() for each in running]
+            return sent, digest.hexdigest(), etag_of(md5s), [each.result() for each in running]
         finally:  # nothing of this upload is sent when it was given up, or is gone on with
             for each in running:
                 each.cancel()
@@ -266,8 +270,7 @@ class S3Objects:
                 return
             yield data
 
-    def _send(self, name: str, upload: str, number: int, data: bytes, there: str | None) -> CompletedPartTypeDef:
-        md5 = md5_of(data)
+    def _send(self, name: str, upload: str, number: int, data: bytes, *, md5: bytes, there: str | None) -> CompletedPartTypeDef:
         if there is None or not is_md5(there, md5.hex()):
             there = self._client.upload_part(
                 Bucket=self._bucket, Key=name, UploadId=upload, PartNumber=number, Body=BytesIO(data), ContentMD5=in_base64(md5)
