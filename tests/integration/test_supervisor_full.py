@@ -154,19 +154,19 @@ SCENARIOS = [
 
 def fill_up(host: Host, scenario: Scenario, sample: int, evidence: Tally) -> None:
     """Plays the scenario, once for each line from which on the disk is full, or for some of them."""
-    scenario.play(Play(host, "traced"))
-    found = [s for s in strikes(host.folder / "trace-traced", ("data", "names"), 1) if s.verb in scenario.verbs]
-    host.run("clean", "traced", 1000)
+    scenario.play(Play(host, f"traced-{scenario}"))
+    found = [s for s in strikes(host.folder / f"trace-traced-{scenario}", ("data", "names"), 1) if s.verb in scenario.verbs]
+    host.run("clean", f"traced-{scenario}", 1000)
     chosen: list[Strike] = random.sample(found, min(sample, len(found))) if sample else found
     for number, strike in enumerate(chosen):
         try:
-            scenario.play(Play(host, f"j{number}", strike))
+            scenario.play(Play(host, f"{scenario}-{number}", strike))
         except Exception as error:
             error.add_note(str(strike))
             raise
-        evidence.ran(came_there(host, f"j{number}"))
+        evidence.ran(came_there(host, f"{scenario}-{number}"))
         make_room(host)
-        host.run("clean", f"j{number}", 1000)
+        host.run("clean", f"{scenario}-{number}", 1000)
         shutil.rmtree(host.root / "j", ignore_errors=True)
         (host.root / "j").mkdir()
 
@@ -177,7 +177,6 @@ def test_a_disk_that_fills_up_at_some_line(kind: Kind, evidence: Tally) -> None:
     with small(kind) as host:
         for scenario in SCENARIOS:
             fill_up(host, scenario, SAMPLE, evidence)
-            (host.folder / "trace-traced").unlink()
 
 
 @heavy
