@@ -32,6 +32,7 @@ from tests.support.s3 import Kind, S3Server
 from tests.support.sshd import SshdServer
 
 SEED = int(os.environ.get("RT_SEED", random.SystemRandom().randrange(10**6)))
+pytestmark = pytest.mark.timeout(1800 if LONG else 120)
 SIZE = (256 if LONG else 20) << 20
 RATE = 40e6  # bytes a second: a line, so that what it has carried is mostly there when it breaks
 
