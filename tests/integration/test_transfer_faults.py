@@ -26,12 +26,13 @@ from remote_trainer.testing.netfault import Fault, Link
 from remote_trainer.transport.ssh import SshTransport
 from remote_trainer.worker.ship import restore, ship
 from tests.integration.depot_host import KEY, DepotHost, content, host_of
+from tests.support.environment import ORIGINAL
 from tests.support.evidence import Tally
 from tests.support.rig import LONG
 from tests.support.s3 import Kind, S3Server
 from tests.support.sshd import SshdServer
 
-SEED = int(os.environ.get("RT_SEED", random.SystemRandom().randrange(10**6)))
+SEED = int(ORIGINAL.get("RT_SEED", random.SystemRandom().randrange(10**6)))
 pytestmark = pytest.mark.timeout(1800 if LONG else 120)
 SIZE = (256 if LONG else 20) << 20
 RATE = 40e6  # bytes a second: a line, so that what it has carried is mostly there when it breaks
