@@ -98,6 +98,8 @@ _INSIDES: Mapping[str, tuple[str, ...]] = {
     "worker.drain": ("remote_trainer.worker.loop:Worker._drain",),
 }
 
+WHENS = ("before", "during", "after")
+
 _PERFORM = "remote_trainer.worker.perform:Performer.perform"
 
 #: Sizes that are smaller here, so that little data gets to every point: bytes between two acknowledgements, of a part of an upload.
@@ -127,7 +129,7 @@ def points() -> tuple[str, ...]:
 
 def _whens(place: str) -> tuple[str, ...]:
     blocking = place in _INSIDES and not _lasts(_find(_INSIDES[place][0])[2])
-    return ("before", "after") if blocking else ("before", "during", "after")
+    return tuple(when for when in WHENS if not (blocking and when == "during"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- dying
@@ -147,19 +149,21 @@ class _Fate:
         self._left = self._armed - {line.split()[0] for line in self.deaths()}
 
     def deaths(self) -> Sequence[str]:
-        """Return the record: a point and the time of the death at it, a line each."""
+        """Return the record, a line for each point and the time of the death at it; one death may be at several."""
         return self._path.read_text().splitlines() if self._path.exists() else ()
 
     def meet(self, found: Iterable[str]) -> None:
-        """The process is at these points: die if one of them is armed."""
+        """The process is at all these points at once: die if any of them is armed."""
+        here = []
         for point in found:
             self._met[point] += 1
             times = self._met[point]
-            name = point if times == 1 else f"{point}#{times}"
-            if name in self._left:
-                with self._path.open("a") as record:
-                    record.write(f"{name} {time.time():.6f}\n")
-                os.kill(os.getpid(), signal.SIGKILL)
+            here.append(point if times == 1 else f"{point}#{times}")
+        if fatal := self._left.intersection(here):
+            now = time.time()
+            with self._path.open("a") as record:
+                record.write("".join(f"{point} {now:.6f}\n" for point in sorted(fatal)))
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 _fate = _Fate()
@@ -298,22 +302,29 @@ def main() -> NoReturn:
     program, sys.argv = (run_training.main, arguments) if training else (remote_trainer.main, ["remote-trainer", *arguments])
     while True:
         before = len(_fate.deaths())
-        life = os.fork()
-        if not life:
-            _fate.begin()
-            program()
-        code = _outlive(life)
+        code = _live(program)
         if code != -signal.SIGKILL or len(_fate.deaths()) == before:  # it ended by itself, or at somebody else's hand
             sys.exit(code if code >= 0 else 128 - code)
 
 
-def _outlive(life: int) -> int:
-    """Wait for the end of a life and return how it ended; a request to end is passed on to it."""
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(life, signal.SIGTERM))
-    try:
-        return os.waitstatus_to_exitcode(os.waitpid(life, 0)[1])
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _live(program: Callable[[], NoReturn]) -> int:
+    """Run the program in a process of its own and return how it ended. A request to end is passed on; between two lives nobody hears it."""
+    life = 0
+
+    def pass_on(number: int, _: object) -> None:
+        if life:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(life, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    life = os.fork()
+    if not life:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until the program has ears of its own: who asks, asks again
+        _fate.begin()
+        program()
+    status = os.waitpid(life, 0)[1]
+    life = 0
+    return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

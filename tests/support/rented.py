@@ -85,11 +85,11 @@ class Provider:
     def end(self, number: str) -> None:
         """Power a machine off; idempotent, and fine for one that is not there."""
         if any(machine.id == number for machine in self.machines()):
-            self._power_off(number)
+            self.power_off(number)
             self._write(verb="end", id=number)
 
     def take(self, number: str) -> None:
-        """Take a machine away from whoever uses it, as a spot market does; it is off the list before it is off."""
+        """Take a machine away from whoever uses it, as a spot market does: it is off the list long before it is off."""
         self._write(verb="take", id=number)
 
     def disk(self, number: str) -> Path:
@@ -105,7 +105,8 @@ class Provider:
         finally:
             os.close(handle)
 
-    def _power_off(self, number: str) -> None:
+    def power_off(self, number: str) -> None:
+        """Kill what runs on a machine and throw its disk away."""
         mark = os.fsencode(self.disk(number))
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
