@@ -8,6 +8,7 @@ importing this and listing names must stay cheap; YAML, schemas and drivers are 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -201,6 +202,27 @@ def driver_options(name: str) -> Mapping[str, Any]:
     """Return the JSON Schemas of a driver's options, by name. Raises as ``make_driver``."""
     schema: Mapping[str, Any] = _driver_class(name).option_schema.get("properties", {})
     return schema
+
+
+def read_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with what was written as text in the type that the driver wants. Raises as ``make_driver``.
+
+    Text that cannot be read so is left as it is: the driver says what is wrong with it.
+    """
+    schemas = driver_options(name)
+    return {key: _typed(value, schemas.get(key, {})) for key, value in given.items()}
+
+
+def _typed(value: Any, schema: Mapping[str, Any]) -> Any:
+    kind = schema.get("type", "string")
+    if not isinstance(value, str) or kind == "string":
+        return value
+    if kind == "array":
+        return [_typed(part.strip(), schema.get("items", {})) for part in value.split(",") if part.strip()]
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _driver_class(name: str) -> Any:

@@ -74,7 +74,7 @@ def check(
 
     settings = load()
     profile = plugins.find_profile(name, settings.drivers_path)
-    given = {**profile.options, **options.driver_options(host, option)}
+    given = plugins.read_options(profile.driver, {**profile.options, **options.driver_options(host, option)})
 
     async def work() -> str:
         driver = plugins.make_driver(profile.driver, given, settings.driver_settings)

@@ -66,7 +66,7 @@ async def draft(settings: Settings, order: Order) -> Draft:
     """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
     recipe = load_recipe(plugins.find_tool(order.tool, settings.tools_path))
     profile = plugins.find_profile(order.driver, settings.drivers_path)
-    options = {**profile.options, **order.driver_options}
+    options = plugins.read_options(profile.driver, {**profile.options, **order.driver_options})
     driver = plugins.make_driver(profile.driver, options, settings.driver_settings)  # raises on bad options
     await driver.close()
     chosen = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]

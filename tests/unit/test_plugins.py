@@ -129,6 +129,14 @@ def test_a_driver_that_cannot_be_imported_is_a_configuration_error(tmp_path: Pat
         plugins.make_driver("broken", {}, settings)
 
 
+def test_options_written_as_text_get_the_type_that_the_driver_wants() -> None:
+    """Numbers, truths and lists can be given on the command line; what cannot be read is left for the driver to refuse."""
+    given = {"user": "7", "min_cuda": "12.4", "verified": "false", "gpu_names": "RTX 4090, L40S", "blocked_machines": "5,6"}
+    wanted = {"user": "7", "min_cuda": 12.4, "verified": False, "gpu_names": ["RTX 4090", "L40S"], "blocked_machines": [5, 6]}
+    assert plugins.read_options("vastai", given) == wanted
+    assert plugins.read_options("vastai", {"min_cuda": "new", "other": "x"}) == {"min_cuda": "new", "other": "x"}
+
+
 def test_files_of_a_tool_are_copied_without_litter(tmp_path: Path) -> None:
     """The input "tool" holds what the recipe lists, under its last name, and no caches."""
     file = add_tool(tmp_path / "tools", "mine", 1, "files: [scripts/mine, data/notes.txt]\n")
