@@ -66,7 +66,7 @@ _LOOKS: Mapping[str, frozenset[str]] = {
     "driver": frozenset({"offers", "connect", "check", "close"}),
     "host": frozenset({"transport", "status", "cancel", "digests", "outputs", "read"}),
     "follow": frozenset(),
-    "transport": frozenset({"address", "host_key", "shares_files", "run", "open", "close"}),
+    "transport": frozenset({"address", "host_key", "shares_files", "stall_s", "doubt", "run", "open", "close"}),
     "objects": frozenset({"head", "list", "presign", "check"}),
 }
 
