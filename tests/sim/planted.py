@@ -16,7 +16,7 @@ from remote_trainer import effects as fx
 from remote_trainer import lifecycle
 from remote_trainer.effects import Collected, Effect, Severity
 from remote_trainer.errors import Ambiguous, HostUnreachable, RemoteTrainerError, Transient
-from remote_trainer.lifecycle import Decision, Moment, renting, rules
+from remote_trainer.lifecycle import Decision, Moment, renting, rules, running
 from remote_trainer.model import SCHEMA, Instance, Job, JobId, Manifest, Phase, Reason, StepState
 from remote_trainer.ports import Change
 from remote_trainer.testing.sim.faults import PROFILES, Profile
@@ -185,6 +185,25 @@ def take_silence_for_death(patch: Patch) -> None:
     patch.setattr(trouble, "_JUDGEMENT", ((HostUnreachable, Severity.WIPED, Reason.HOST_WIPED), *trouble._JUDGEMENT))
 
 
+def ignore_that_a_stop_cannot_succeed(patch: Patch) -> None:
+    """Found by a simulated life: a disk was wiped while a step that timed out was being stopped."""
+    hopeless = running.hopeless
+    patch.setattr(
+        running, "hopeless", lambda moment, *kinds: hopeless(moment, *(kind for kind in kinds if kind is not fx.StopStep))
+    )
+
+
+def leave_a_damaged_record(patch: Patch) -> None:
+    """Found by a simulated life: a manifest that was damaged when it was put is found there by every later put."""
+    delete = SimObjects.delete
+
+    async def spare(self: Any, key: str) -> None:
+        if "/records/" not in key:
+            await delete(self, key)
+
+    patch.setattr(SimObjects, "delete", spare)
+
+
 def remember_the_last_attempt(patch: Patch) -> None:
     patch.setattr(runner, "forget", lambda seen, before, after, now: seen)
 
@@ -225,8 +244,10 @@ def _more(name: str, **faults: Any) -> Profile:
 _NETS, _VERSIONS = PROFILES["nets"], PROFILES["versions"]
 _PARTIAL = _more("bare", partial_listing=0.4)
 _LOSSY = _more("bare", every_s=5, weights=(("preempted", 1.0), ("host-reboots", 1.0)))
+_STOPPED = replace(_more("borrowed", every_s=4, weights=(("host-wiped", 1.0), ("host-silent", 2.0))), jobs=(4,))
+_DAMAGED = _more("borrowed", damage=0.3)
 _CANCELLED = _more("bare", cancels=1.0)
-_WIPED = _more("borrowed", every_s=5, weights=(("host-wiped", 1.0), ("objects-outage", 2.0)))
+_WIPED = replace(_more("borrowed", every_s=4, weights=(("host-wiped", 1.0), ("objects-outage", 3.0))), jobs=(4,))
 
 
 @dataclass(frozen=True)
@@ -250,16 +271,18 @@ PLANTED: Mapping[Callable[[Patch], None], Shows] = {
     reap_what_is_claimed: Shows("is destroyed while", _NETS),
     obey_any_token_in_the_store: Shows("the store obeys token"),
     save_again_under_a_new_token: Shows("."),
-    obey_any_token_on_the_host: Shows("a host obeys token", first=45),
+    obey_any_token_on_the_host: Shows("a host obeys token", first=25),
     start_whoever_asks: Shows("is started twice"),
     write_over_newer_documents: Shows("an older version wrote over", _VERSIONS),
     append_without_looking_at_offsets: Shows("is not what was printed"),
     believe_an_exit_before_its_log_is_kept: Shows("are lost"),
     take_what_was_put_for_verified: Shows("is not what the host has"),
     end_without_outputs: Shows("is not kept|is not what the host has"),
-    take_a_new_disk_for_the_old_one: Shows("is not kept", _WIPED, 216),
-    take_silence_for_death: Shows("starts beside", PROFILES["borrowed"], 41),
+    take_a_new_disk_for_the_old_one: Shows("is not kept", _WIPED),
+    take_silence_for_death: Shows("starts beside", PROFILES["borrowed"]),
     remember_the_last_attempt: Shows("never exited", _LOSSY),
+    ignore_that_a_stop_cannot_succeed: Shows("never ends", _STOPPED),
+    leave_a_damaged_record: Shows("never ends", _DAMAGED),
     drop_a_cancel_while_executing: Shows("cancelled at", _CANCELLED),
     break_a_rule: Shows("stands still"),
     never_stop_deciding: Shows("."),

@@ -43,7 +43,7 @@ class Blows:
             self._after(dice.uniform(10, 60), self._exodus)
         for job_id in jobs:
             if dice.random() < world.faults.cancels:
-                self._after(dice.uniform(0, 100), partial(world.store.request_cancel, job_id))
+                self._after(dice.uniform(0, 70), partial(world.store.request_cancel, job_id))
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._world.loop.call_later(seconds, act, context=self._world.loop.outside)
@@ -101,7 +101,7 @@ class Blows:
             elif world.deal("host-cut-off", world.faults.cut_off):
                 machine.silent_until = world.now + world.dice.uniform(3600, 9000)
             else:
-                seconds = world.dice.choice((5, 20, 60)) * world.dice.uniform(0.5, 1)
+                seconds = world.dice.choice((4, 15, 45)) * world.dice.uniform(0.5, 1)
                 world.note("host-silent", f"{machine.incarnation} for {seconds:.0f} s")
                 machine.silent_until = max(machine.silent_until, world.now + seconds)
 

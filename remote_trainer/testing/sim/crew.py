@@ -116,7 +116,7 @@ class Crew:
     def _follow(self, process: Process) -> None:
         # Of the same version: somebody must be there who can go on with its documents.
         world = self._world
-        world.loop.call_later(world.dice.uniform(0, 8), self.hire, process.older, context=world.loop.outside)
+        world.loop.call_later(world.dice.uniform(0, 6), self.hire, process.older, context=world.loop.outside)
 
     def _ended(self, process: Process, task: asyncio.Task[Any]) -> None:
         if process not in self.alive:

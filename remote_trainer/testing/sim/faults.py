@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 #: Every kind of fault that can be dealt, in words.
 KINDS: dict[str, str] = {
     "worker-dies": "a worker is killed between two effects: before a message, or after it and before the reply",
-    "worker-pauses": "a worker stands still for up to a minute, at any await",
+    "worker-pauses": "a worker stands still for up to 40 s, at any await",
     "worker-drains": "a worker is told to stop and gives its jobs back",
     "workers-gone": "every worker dies, and none comes for hours",
     "lease-expires": "a lease runs out while its worker sleeps, and another worker takes the job",
@@ -52,8 +52,8 @@ KINDS: dict[str, str] = {
 class Faults:
     """How much goes wrong."""
 
-    quiet_s: float = 100.0  # no new fault begins after that
-    every_s: float = 7.0  # mean time between two blows of ``weights``
+    quiet_s: float = 70.0  # no new fault begins after that
+    every_s: float = 5.0  # mean time between two blows of ``weights``
     deaths: float = 0.006  # of a worker at a message that changes something; a tenth of it at any other
     pauses: float = 0.006
     loss: float = 0.03  # of a request, and of a reply
@@ -68,9 +68,9 @@ class Faults:
     late_creates: float = 0.0  # requests to rent that arrive whenever
     resurrections: float = 0.0
     wrong_clocks: float = 0.2  # workers
-    dead_hosts: float = 0.04  # lives in which a machine falls silent for good
-    exodus: float = 0.03  # lives in which all workers die, for hours
-    cut_off: float = 0.01  # silences that last hours
+    dead_hosts: float = 0.03  # lives in which a machine falls silent for good
+    exodus: float = 0.015  # lives in which all workers die, for hours
+    cut_off: float = 0.005  # silences that last hours
     exits: float = 0.1  # step runs that end non-zero
     damage: float = 0.03  # files on their way, and objects
     cancels: float = 0.15  # jobs
@@ -99,6 +99,7 @@ class Profile:
     about: str
     faults: Faults
     share: int  # of the lives
+    jobs: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 3)  # how many, each as likely as the others
     borrowed: bool = False  # one machine that is lent to us, for all jobs
     nets: bool = False  # the reaper and the dead-man's switch are there
     versions: bool = False  # workers of the previous version are there too
@@ -127,7 +128,7 @@ NOTHING = Faults(
 #: No net: no request to rent arrives late, so nothing may ever be left behind, and nobody looks after it.
 BARE = Faults()
 #: Everything: what cannot be survived without the nets, too.
-EVERYTHING = replace(BARE, late_creates=0.1, resurrections=0.1, exodus=0.05)
+EVERYTHING = replace(BARE, late_creates=0.1, resurrections=0.1, exodus=0.03)
 
 PROFILES: dict[str, Profile] = {
     each.name: each

@@ -74,7 +74,7 @@ def live(seed: int, profile: Profile | None = None, *, tell: bool = False) -> Li
 
 async def _live(world: World, spool: Path) -> None:
     crew = Crew(world, spool)
-    jobs = [a_job(world, number) for number in range(1, world.dice.choice((1, 1, 1, 1, 2, 2, 3)) + 1)]
+    jobs = [a_job(world, number) for number in range(1, world.dice.choice(world.profile.jobs) + 1)]
     for job in jobs:
         world.store.submit(job)
     for number in range(world.dice.choice((2, 2, 2, 3))):
@@ -108,7 +108,7 @@ def a_job(world: World, number: int) -> Job:
     """Return a small job with limits that sometimes bind."""
     dice = world.dice
     retries = Retries(max=dice.choice((0, 2)), backoff_s=5)
-    timeout_s = dice.choice((0.0, 0.0, 0.0, 30.0))
+    timeout_s = dice.choice((0.0, 0.0, 0.0, 12.0))
     steps = dice.choice((1, 1, 2))
     planned = tuple(
         PlannedStep(name=f"s{n}", run=LAST if n == steps else "true", retries=retries, timeout_s=timeout_s, stop_grace_s=10)

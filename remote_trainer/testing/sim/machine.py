@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from remote_trainer.testing.sim.world import World
 
 _BYTES_A_S = 5.0
-_CHECKPOINT_EVERY_S, _METRIC_EVERY_S = 12.0, 8.0
+_CHECKPOINT_EVERY_S, _METRIC_EVERY_S = 8.0, 6.0
 _LINE = "{key} Zeile {number} – ütf-8 ✓\r\n"
 
 
@@ -155,7 +155,7 @@ class Machine:
     def _begin(self, label: str, key: str, last: bool, deadman_s: float) -> StepProcess:
         world, dice = self.world, self.world.dice
         world.promises.started(label, key)
-        lasts = dice.choice((0.0, 3.0, 15.0, 40.0)) * dice.uniform(0.5, 1.5)
+        lasts = dice.choice((0.0, 3.0, 10.0, 25.0)) * dice.uniform(0.5, 1.5)
         if world.exodus_s and not world.quiet:
             lasts = dice.choice((30.0, 1.1 * world.exodus_s))
         code = 7 if world.deal("step-fails", world.faults.exits) else 0
