@@ -815,8 +815,8 @@ verb_follow() { # JOB STEP OFFSET
     while read -r _word _rest; do
         case $_word in
             P)
-                renew_lease
-                true >"$PINGS"
+                [ ! -d "$ATTEMPT" ] || renew_lease # a worker that slept pings on after another one has cleaned up
+                true 2>/dev/null >"$PINGS"
                 read_size
                 read_news "$_rest"
                 printf 'H %s %s %s\n' "$SIZE" "$METRICS" "$OUTPUTS" >&2
