@@ -78,8 +78,8 @@ def client(url: str, key: str, folder: Path) -> Iterator[Client]:
 
 def _serve() -> None:
     """Over there: run each command that comes."""
-    from vastai.cli import main as program  # type: ignore[import-not-found]
     from vastai.cli import commands  # type: ignore[import-not-found]
+    from vastai.cli import main as program  # type: ignore[import-not-found]
 
     for module in pkgutil.iter_modules(commands.__path__):
         importlib.import_module(f"{commands.__name__}.{module.name}")

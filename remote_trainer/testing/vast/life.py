@@ -20,7 +20,7 @@ _LATE_BANNER_S, _KEY_DENIED_S, _UNKNOWN_S = 45.0, 120.0, 60.0
 
 def begin(sim: Provider, instance: Instance) -> None:
     """Let a new instance come up: its machine boots meanwhile."""
-    timings, now = sim.timings, sim.clock.now()
+    timings, now = sim.timings, sim.now
     fault = sim.faults.strike("boot-", label=instance.label, offer=int(instance.offer["id"]))
     if fault is not None:
         instance.fault, instance.fault_s = fault.name, fault.seconds
@@ -142,7 +142,7 @@ def _boot(sim: Provider, instance: Instance, *, moved: bool = False) -> None:
     instance.actual, instance.current, instance.running_since = "loading", "running", None
     instance.machine = sim.hands.do(instance.id, "boot", instance.id, moved=moved)
     instance.plan = []
-    instance.schedule(sim.clock.now() + sim.timings.reboot_s, Step.RUNNING)
+    instance.schedule(sim.now + sim.timings.reboot_s, Step.RUNNING)
 
 
 def outbid(sim: Provider, instance: Instance, *, shown: str = "stopped") -> None:

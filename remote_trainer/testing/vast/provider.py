@@ -56,11 +56,16 @@ class Provider:
         self._billed_to = self.clock.now()
         self._tails: list[Instance] = []  # gone, and still billed
 
+    @property
+    def now(self) -> float:
+        """Return the time up to which everything that was due is done: whatever happens, happens then."""
+        return self._billed_to
+
     # -- renting and giving back
 
     def create(self, offer_id: int, body: Mapping[str, Any], *, parked: bool = False) -> Instance:
         """Rent an offer that is there; `parked`: only its disk."""
-        offer, now, label = self.market.offers[offer_id], self.clock.now(), str(body.get("label") or "")
+        offer, now, label = self.market.offers[offer_id], self.now, str(body.get("label") or "")
         made = Instance(
             id=self._next_id,
             offer=dict(offer),
@@ -94,7 +99,7 @@ class Provider:
         """Begin an instance's end; again is fine."""
         if instance.ended_at is not None:
             return
-        now = self.clock.now()
+        now = self.now
         instance.ended_at, instance.ran_at_end = now, instance.gpu_on
         instance.plan = []
         instance.removal = self.hands.do(instance.id, "remove", instance.id)
@@ -126,12 +131,12 @@ class Provider:
     def note(self, what: str, instance: Instance, detail: str = "") -> None:
         """Keep what happened."""
         offer = int(instance.offer["id"])
-        now = self.clock.now()
+        now = self.now
         self.record.add(Entry(at=now, what=what, instance=instance.id, label=instance.label, offer=offer, detail=detail))
 
     def refuse(self, offer_id: int, label: str, detail: str) -> None:
         """Keep that a request to rent was refused."""
-        self.record.add(Entry(at=self.clock.now(), what="refused", label=label, offer=offer_id, detail=detail))
+        self.record.add(Entry(at=self.now, what="refused", label=label, offer=offer_id, detail=detail))
 
     # -- money
 
@@ -225,7 +230,7 @@ class Provider:
     def audited(self, route: str, arguments: Mapping[str, Any], *, key_id: int) -> None:
         """Keep a request that changed something, as the audit log shows it."""
         row = {"api_route": route, "args": dict(arguments), "api_key_id": key_id, "ip_address": "127.0.0.1"}
-        self.audit.append({"created_at": self.clock.now(), **row})
+        self.audit.append({"created_at": self.now, **row})
 
     def close(self) -> None:
         """End every machine. The record stays as it is: this is the end of the world, not of a contract."""

@@ -117,7 +117,7 @@ class Routes:
 def search(sim: Provider, request: Request) -> Reply:
     """Find offers; both forms of the search."""
     if sim.faults.strike("search-quota"):
-        midnight = (int(sim.clock.now()) // _DAY_S + 1) * _DAY_S
+        midnight = (int(sim.now) // _DAY_S + 1) * _DAY_S
         body = {"success": False, "error": "search_quota_exceeded", "msg": "Daily search quota exceeded."}
         return Reply(status=429, body=body, headers={"X-RateLimit-Reset": str(midnight)})
     query = request.fields.get("q", request.fields)

@@ -42,7 +42,7 @@ def charges(sim: Provider, request: Request) -> Reply:
 
 
 def _charge(sim: Provider, instance: Instance) -> dict[str, Any]:
-    start, end, meter = instance.created_at, instance.billed_until or sim.clock.now(), instance.meter
+    start, end, meter = instance.created_at, instance.billed_until or sim.now, instance.meter
     items: list[dict[str, Any]] = [
         {"type": kind, "source": None, "description": text, "amount": round(amount, 6), "start": start, "end": end, "items": []}
         for kind, text, amount in _items(instance, meter)
@@ -104,7 +104,7 @@ def show_keys(sim: Provider, request: Request) -> Reply:
 
 def add_key(sim: Provider, request: Request) -> Reply:
     """Keep a key that instances made from now on let in."""
-    return ok(key=sim.account.add_ssh_key(str(request.fields.get("ssh_key") or "").strip(), sim.clock.now()))
+    return ok(key=sim.account.add_ssh_key(str(request.fields.get("ssh_key") or "").strip(), sim.now))
 
 
 def delete_key(sim: Provider, request: Request) -> Reply:
@@ -130,13 +130,13 @@ def add_schedule(sim: Provider, request: Request) -> Reply:
     if known is not None:
         body = {"success": False, "error": "already_exists", "msg": "a job exists", "scheduled_job_id": known.id}
         raise Refused(Reply(status=422, body=body))
-    return ok(scheduled_job_id=sim.schedule.add(dict(request.fields), sim.clock.now()).id)
+    return ok(scheduled_job_id=sim.schedule.add(dict(request.fields), sim.now).id)
 
 
 def change_schedule(sim: Provider, request: Request) -> Reply:
     """Change a scheduled request."""
     _known_job(sim, request.number)
-    return ok(scheduled_job_id=sim.schedule.replace(request.number, dict(request.fields), sim.clock.now()).id)
+    return ok(scheduled_job_id=sim.schedule.replace(request.number, dict(request.fields), sim.now).id)
 
 
 def delete_schedule(sim: Provider, request: Request) -> Reply:

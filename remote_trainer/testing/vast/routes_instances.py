@@ -52,7 +52,7 @@ def listing(sim: Provider, request: Request) -> Reply:
         return Reply(status=502, body="<html><body>502 Bad Gateway</body></html>")
     if sim.faults.strike("list-unsuccessful"):
         return Reply(body={"success": False, "error": "server_error", "msg": "Something went wrong."})
-    now, filters = sim.clock.now(), _json(request.query.get("select_filters"), {})
+    now, filters = sim.now, _json(request.query.get("select_filters"), {})
     for name in filters:
         if name not in _STORED:
             raise refusal(400, "invalid_request", f"{name} is not a valid search key")
@@ -98,14 +98,14 @@ def _start(rows: list[dict[str, Any]], token: str | None) -> int:
 def filters(sim: Provider, request: Request) -> Reply:
     """List what the listing can be filtered by."""
     names = ("actual_status", "verification", "gpu_name")
-    rows = [each.row(sim.clock.now()) for each in sim.live.values()]
+    rows = [each.row(sim.now) for each in sim.live.values()]
     return Reply(body={"filters": [{name: row[name] for name in names} for row in rows]})
 
 
 def show(sim: Provider, request: Request) -> Reply:
     """Show one instance; one that is not there is null."""
     found = sim.find(request.number)
-    return Reply(body={"instances": None if found is None else found.row(sim.clock.now(), by_id=True)})
+    return Reply(body={"instances": None if found is None else found.row(sim.now, by_id=True)})
 
 
 # -- changing
