@@ -141,7 +141,7 @@ class Promises:
         if "internal error" in after.note:
             raise self._world.broken(f"{after.id} stands still: {after.note}")
         for event in row.events[-3:]:
-            if event.kind == "fault":
+            if event.kind == "fault" and "internal error" in event.message:
                 raise self._world.broken(f"{after.id} stands still: {event.message}")
         self._check_exits(after)
         self.check_money()
