@@ -156,7 +156,9 @@ def test_show_user_and_money(sim: SimVast, vastai: Client, rented: int) -> None:
     assert mine["amount"] == pytest.approx(0.344, abs=0.01)
     assert {item["type"] for item in mine["items"]} == {"gpu", "disk"}
     for form in ("--charges", "--charges --format tree", "--invoices"):
-        said = vastai(f"show invoices-v1 {form} --start-date {_START:.0f} --end-date {sim.clock.now():.0f} --no-color")
+        said = vastai(
+            f"show invoices-v1 {form} --limit 100 --start-date {_START:.0f} --end-date {sim.clock.now():.0f} --no-color"
+        )
         assert said.code == 0, said.err
     assert "Current:" in vastai("show invoices").out
 

@@ -89,6 +89,7 @@ def _serve() -> None:
             child = os.fork()
             if not child:
                 sys.argv = ["vastai", *json.loads(line)]
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what asks for more is told that there is nothing
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 program.main()

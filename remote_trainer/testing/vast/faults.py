@@ -9,11 +9,9 @@ Rules for editing: a name says the request or the time of life first; the effect
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from remote_trainer.testing.vast.clock import SimClock
 
 MENU: Mapping[str, str] = {
     "create-dropped": "rents, then closes the connection without a reply",
@@ -91,8 +89,8 @@ class Armed:
 class Faults:
     """What is armed, and what has struck."""
 
-    def __init__(self, clock: SimClock) -> None:
-        self._clock = clock
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._armed: list[Armed] = []
         self.struck: list[str] = []
 
@@ -100,7 +98,7 @@ class Faults:
         """Arm a fault `times` times, or for so many simulated seconds; once if neither is said."""
         if name not in MENU:
             raise ValueError(f"no such fault: {name!r}; there are: {', '.join(MENU)}")
-        until = None if for_s is None else self._clock.now() + for_s
+        until = None if for_s is None else self._now() + for_s
         often = 1 if times is None and for_s is None else times
         self._armed.append(Armed(name=name, times=often, until=until, **details))
 
@@ -110,7 +108,7 @@ class Faults:
 
     def armed(self, begins: str = "") -> list[Armed]:
         """Return what waits, by the beginning of its name."""
-        now = self._clock.now()
+        now = self._now()
         self._armed = [each for each in self._armed if each.until is None or each.until > now]
         return [each for each in self._armed if each.name.startswith(begins)]
 

@@ -47,6 +47,8 @@ MaxSessions 100
 Subsystem sftp internal-sftp -d {folder}/home
 SetEnv {environment}
 """
+#: Nothing started here dies of writing to a disk that is full (`Harm.FILL`): it is told.
+_UNHURT = ("/bin/sh", "-c", 'trap "" XFSZ; exec "$@"', "sh")
 _NVIDIA_SMI = """\
 #!/bin/sh
 # Stands in for the real one: this machine's GPUs are made up.
@@ -128,7 +130,7 @@ class LocalMachines:
             script.write_text(host.order.onstart)
             with (host.folder / "log").open("ab") as log:
                 host.onstart = subprocess.Popen(
-                    ["/bin/sh", str(script)],
+                    [*_UNHURT, "/bin/sh", str(script)],
                     cwd=host.folder / "home",
                     env={**host.order.env, **host.environment},
                     stdin=subprocess.DEVNULL,
@@ -193,7 +195,7 @@ class LocalMachines:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with (host.folder / "log").open("ab") as log:
-            command = [_sshd(), "-D", "-e", "-f", str(config)]
+            command = [*_UNHURT, _sshd(), "-D", "-e", "-f", str(config)]
             host.server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + _WITHIN_S
         while not _greets(host.port):

@@ -42,7 +42,7 @@ class Provider:
         self.clock: SimClock = clock or RunningClock()
         self.market = Market(offers)
         self.account = Account(credit)
-        self.faults = Faults(self.clock)
+        self.faults = Faults(lambda: self.now)
         self.schedule = Schedule()
         self.record = Record()
         self.audit: list[dict[str, Any]] = []
