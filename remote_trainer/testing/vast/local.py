@@ -145,12 +145,12 @@ class LocalMachines:
         deadline = time.monotonic() + _WITHIN_S
         while left := list(self._processes(host)):
             _kill(left)
-            for child in (host.server, host.onstart):
-                if child is not None:
-                    child.poll()  # reaped
             if time.monotonic() > deadline:
                 raise RuntimeError(f"processes of instance {instance} do not end: {left}")
             time.sleep(0.01)
+        for child in (host.server, host.onstart):
+            if child is not None:
+                child.wait(_WITHIN_S)
         host.server = host.onstart = None
 
     def remove(self, instance: int) -> None:
