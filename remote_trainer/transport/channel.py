@@ -16,6 +16,9 @@ from typing import Self
 #: Bytes of both outputs held for a slow reader before the sender is told to wait; reading goes on below half of it.
 HELD = 1 << 20
 
+#: Bytes that are handed on at once. More would queue before whatever else the line carries, such as the sign that it is alive.
+PIECE = 32 << 10
+
 
 class Inbox:
     """Bytes that arrived and were not read yet."""
@@ -50,6 +53,7 @@ class BufferedChannel(ABC):
         self._out, self._err = Inbox(), Inbox()
         self._news = asyncio.Event()  # something changed in one of them
         self._broken: Exception | None = None
+        self._closed = False
         self._paused = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -91,12 +95,19 @@ class BufferedChannel(ABC):
         return taken
 
     async def write(self, data: bytes) -> None:
-        await self._writable.wait()
-        self._raise_if_broken()
-        if not self._over.done() and not self._ended_input:
-            self._send(data)
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE):
+            await self._room()
+            if self._over.done() or self._ended_input:
+                return
+            self._send(bytes(view[start : start + PIECE]))
+        await self._room()
+
+    async def _room(self) -> None:
+        # Not once only: another channel that was woken first may have filled the line again.
+        while not self._writable.is_set():
             await self._writable.wait()
-            self._raise_if_broken()
+        self._raise_if_broken()
 
     async def end(self) -> None:
         if not self._ended_input:
@@ -126,7 +137,7 @@ class BufferedChannel(ABC):
         self._news.set()
 
     def note_writable(self, writable: bool) -> None:
-        if writable:
+        if writable or self._closed:
             self._writable.set()
         else:
             self._writable.clear()
@@ -137,6 +148,7 @@ class BufferedChannel(ABC):
 
     def note_closed(self, broken: Exception | None) -> None:
         """Nothing follows. Without an exit status before, ``broken`` says why there is none."""
+        self._closed = True
         if self._over.done():
             broken = None
         elif broken is not None:

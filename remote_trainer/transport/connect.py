@@ -25,6 +25,7 @@ from remote_trainer.transport.target import Target, parse_target
 
 # AES-GCM first: with both ends' AES instructions it costs half of asyncssh's default, ChaCha20.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr", "aes256-ctr")
+_UNSENT = 64 << 10  # bytes that the kernel may hold and has not sent
 KEEPALIVES_MISSED = 2  # unanswered ones after which the connection counts as broken
 
 
@@ -69,7 +70,16 @@ async def connect(login: Login, keys: HostKeys, address: str) -> asyncssh.SSHCli
     if hops:
         connection.set_tunnel(hops[-1])  # closed with it
     judgement.accept(cast(asyncssh.SSHKey, connection.get_server_host_key()))
+    _queue_little(connection)
     return connection
+
+
+def _queue_little(connection: asyncssh.SSHClientConnection) -> None:
+    """Keep data that waits for a slow line out of the kernel: a keepalive behind minutes of it would be answered too late."""
+    held = connection.get_extra_info("socket")
+    if held is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        with contextlib.suppress(OSError):  # a tunnel's socket may be no TCP one
+            held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +178,18 @@ class _Prompt(asyncio.Protocol):
     def __init__(self, inner: asyncio.Protocol) -> None:
         self.inner = inner
         self._received = 0
-        self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = inner.resume_writing  # type: ignore[method-assign]
         self.eof_received = inner.eof_received  # type: ignore[method-assign]
         self.connection_lost = inner.connection_lost  # type: ignore[method-assign]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
         self.inner.connection_made(Gathering(cast(asyncio.Transport, transport)))
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()  # looked up now: the pool puts its own there
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self.inner.data_received(data)

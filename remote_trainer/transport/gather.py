@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_ENOUGH = 256 << 10  # bytes: more at once saves nothing
+_ENOUGH = 128 << 10  # bytes: more at once saves little, and would all lie before a keepalive on a slow line
 
 
 class Gathering(asyncio.Transport):

@@ -11,7 +11,8 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 import asyncssh
 
@@ -20,6 +21,38 @@ from remote_trainer.errors import HostUnreachable
 T = TypeVar("T")
 
 BACKOFF_S = (0.2, 10.0)  # after the first failed login, and at most
+
+
+class Flow:
+    """Whether a connection takes more data now, for everybody who writes to it."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self._told: WeakSet[Writer] = WeakSet()
+
+    def tell(self, writer: Writer) -> None:
+        """Let a writer know, now and whenever it changes."""
+        self._told.add(writer)
+        writer.note_line(self.open)
+
+    def pause(self) -> None:
+        """The line takes no more."""
+        self._change(False)
+
+    def resume(self) -> None:
+        """It does again."""
+        self._change(True)
+
+    def _change(self, takes: bool) -> None:
+        self.open = takes
+        for writer in tuple(self._told):
+            writer.note_line(takes)
+
+
+class Writer(Protocol):
+    """Who writes to a connection."""
+
+    def note_line(self, takes: bool) -> None: ...
 
 
 class Link:
@@ -31,6 +64,11 @@ class Link:
         self.full = False  # the server refused one more channel
         self.proven = False  # it has carried one
         self.doubted = False  # something on it does not move
+        self.flow = Flow()
+        # asyncssh bounds what each channel has under way, and queues all of it: on a slow line a keepalive would wait behind minutes
+        # of data. Its own handlers of these two calls of the event loop do nothing.
+        connection.pause_writing = self.flow.pause  # type: ignore[method-assign]
+        connection.resume_writing = self.flow.resume  # type: ignore[method-assign]
 
     @property
     def usable(self) -> bool:
@@ -48,13 +86,13 @@ class Pool:
         self._not_before = 0.0  # monotonic
         self._closed = False
 
-    async def channel(self, start: Callable[[asyncssh.SSHClientConnection], Awaitable[T]]) -> tuple[T, Link]:
+    async def channel(self, start: Callable[[Link], Awaitable[T]]) -> tuple[T, Link]:
         """Start a channel on a connection that has room. Give the link back with ``release``."""
         while True:
             link = self._with_room() or await self._grow()
             link.channels += 1
             try:
-                channel = await start(link.connection)
+                channel = await start(link)
                 link.proven = True
                 return channel, link
             except asyncssh.ChannelOpenError as error:

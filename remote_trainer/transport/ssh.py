@@ -19,7 +19,7 @@ from remote_trainer.ports import Channel, Completed, DriverSettings, Progress
 from remote_trainer.transport import connect, rsync, stream
 from remote_trainer.transport.channel import BufferedChannel
 from remote_trainer.transport.hostkeys import HostKeys
-from remote_trainer.transport.pool import Pool
+from remote_trainer.transport.pool import Link, Pool
 from remote_trainer.transport.quote import command_line
 from remote_trainer.transport.running import run_to_end
 from remote_trainer.transport.target import parse_target
@@ -76,10 +76,11 @@ class SshTransport:
 
     @contextlib.asynccontextmanager
     async def _open(self, command: str, window: int) -> AsyncIterator[Channel]:
-        async def start(connection: asyncssh.SSHClientConnection) -> SshChannel:
+        async def start(link: Link) -> SshChannel:
             began = time.monotonic()
             session = SshChannel(self._address)
-            await connection.create_session(
+            link.flow.tell(session)
+            await link.connection.create_session(
                 lambda: session, command, encoding=None, window=window, request_pty=False, send_env=(), env={}
             )
             self._note_round_trip((time.monotonic() - began) / 2)  # one for the channel, one for the command
@@ -130,6 +131,7 @@ class SshChannel(BufferedChannel, asyncssh.SSHClientSession[bytes]):
     def __init__(self, address: str) -> None:
         super().__init__()
         self._address = address
+        self._window_open = self._line_open = True
 
     # -- called by asyncssh; must not raise
 
@@ -151,10 +153,17 @@ class SshChannel(BufferedChannel, asyncssh.SSHClientSession[bytes]):
         self.note_exit(self._channel.get_returncode() or -1)
 
     def pause_writing(self) -> None:
+        self._window_open = False
         self.note_writable(False)
 
     def resume_writing(self) -> None:
-        self.note_writable(True)
+        self._window_open = True
+        self.note_writable(self._line_open)
+
+    def note_line(self, takes: bool) -> None:
+        """The connection, with all its channels, takes more data or not."""
+        self._line_open = takes
+        self.note_writable(takes and self._window_open)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.note_closed(HostUnreachable(f"the connection to {self._address} broke: {exc or 'closed without an exit status'}"))
