@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from remote_trainer.drivers.vastai.envelope import Gone, Reply, read
+from remote_trainer.drivers.vastai.envelope import Already, Gone, Reply, read
 from remote_trainer.drivers.vastai.pace import Pace, shared
 from remote_trainer.errors import Ambiguous, Transient
 
@@ -124,9 +124,8 @@ class VastApi:
         """Let a public key in; one that is there already is fine."""
         try:
             await self._safe("attach", "POST", f"/api/v0/instances/{instance_id}/ssh/", body={"ssh_key": public_key})
-        except (Transient, Ambiguous) as error:
-            if "already" not in str(error):
-                raise
+        except Already:
+            return
 
     # -- sending
 

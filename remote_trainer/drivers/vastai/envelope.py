@@ -21,6 +21,7 @@ _QUOTED = 300  # characters of a reply in a message
 _AUTH_WORDS = ("auth_error", "invalid user key", "requires login", "session expired", "lacks the", "lacks proper privileges")
 _GONE_WORDS = ("no_such_instance", "not_found", "no such instance", "instance not found")
 _NO_OFFER_WORDS = ("no_such_ask", "is not available", "resources_unavailable")
+_ALREADY_WORDS = ("already associated",)
 _NO_CREDIT_WORDS = ("insufficient_credit", "missing_billing", "insufficient credit")
 
 #: What the provider asks for when it names no time, seconds.
@@ -29,6 +30,10 @@ _LIMITED_S = 10.0
 
 class Gone(Permanent):
     """The instance does not exist (any more)."""
+
+
+class Already(Permanent):
+    """It is as it was asked to be."""
 
 
 class OfferGone(Permanent):
@@ -82,6 +87,8 @@ def _meaning(reply: Reply, words: str, operation: str) -> tuple[type[DriverError
         return Permanent, f"Vast.ai refuses the API key ({operation}): {words}; check VAST_API_KEY and its permissions"
     if _has(words, _NO_CREDIT_WORDS):
         return Permanent, f"the Vast.ai account has no credit left: {words}; add credit"
+    if _has(words, _ALREADY_WORDS):
+        return Already, f"it is so already: {words}"
     if _has(words, _GONE_WORDS):
         return Gone, f"no such instance: {words}"
     if reply.status >= 500 or 200 <= reply.status < 300:
