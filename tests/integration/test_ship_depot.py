@@ -205,7 +205,7 @@ async def test_a_damaged_chunk_is_found_and_sent_again(plain: DepotHost, tmp_pat
     kept = plain.cache.chunk_path(given.chunks[-1].sha256)
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(DatasetError, match="cached copy .* was damaged and is removed; submit again"):
+    with pytest.raises(DatasetError, match=r"cached copy .* was damaged and is removed; submit again"):
         await ship(plain.depot, KEY, [given], plain.cache)
     assert await plain.depot.digests() == set()
     kept.write_bytes(whole)

@@ -23,7 +23,21 @@ def _cache_root() -> Path:
 CACHE = _cache_root()
 """Where prepared parts stay between runs: virtual environments of test servers, the container image, the engine's data."""
 
-_KEPT = {"PATH", "LANG", "LC_ALL", "TERM", "TMPDIR", "USER", "LOGNAME", "SHELL", "COLUMNS", "CI", "VIRTUAL_ENV", "PYTHONPATH", "RT_SEED"}
+_KEPT = {
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TERM",
+    "TMPDIR",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "COLUMNS",
+    "CI",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "RT_SEED",
+}
 _KEPT_PREFIXES = ("REMOTE_TRAINER_TEST_", "REMOTE_TRAINER_REQUIRE_", "PYTEST_", "COVERAGE_")
 
 
