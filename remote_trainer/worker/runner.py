@@ -16,7 +16,7 @@ from remote_trainer import log
 from remote_trainer.effects import Create, Effect, Seen
 from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
 from remote_trainer.lifecycle import Decision, Moment, decide, forget
-from remote_trainer.model import Event, Job, Lease
+from remote_trainer.model import SCHEMA, Event, Job, Lease
 from remote_trainer.ports import Change, Driver
 from remote_trainer.worker.perform import Performer
 from remote_trainer.worker.shop import Shop
@@ -110,7 +110,9 @@ class JobRunner:
 
     async def _save(self, job: Job) -> None:
         events = tuple(_events(self.job, job, self._moment()))
-        await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=job, events=events))
+        # As this version writes it: an older worker, which would lose what it does not know, leaves it alone from now on.
+        written = replace(job, schema=SCHEMA)
+        await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=written, events=events))
         before = self.job
         # The wish to cancel may have come in between: it is the store's, not ours to overwrite.
         self.job = replace(job, cancel_requested_at=job.cancel_requested_at or before.cancel_requested_at)

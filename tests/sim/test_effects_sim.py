@@ -14,7 +14,7 @@ import pytest
 from remote_trainer import effects as fx
 from remote_trainer.errors import ConfigError, HostWiped, Transient
 from remote_trainer.lifecycle import Moment, decide
-from remote_trainer.model import HostFacts, Instance, Job, Lease, Offer, Token
+from remote_trainer.model import SCHEMA, HostFacts, Instance, Job, Lease, Offer, Token
 from remote_trainer.ports import StepSpec
 from remote_trainer.testing.sim.crew import POLICY, Process
 from remote_trainer.testing.sim.faults import NOTHING, Profile
@@ -114,3 +114,18 @@ def test_outputs_of_a_disk_that_was_set_up_anew_are_not_taken_for_all_there_is(t
             await performer.perform(fx.CollectOutputs(LABEL, final=True))
 
     lived(tmp_path, True, collect, **RUNNING)
+
+
+def test_what_this_version_saves_is_left_alone_by_older_ones(tmp_path: Path) -> None:
+    """A job that an older version began becomes a document of this one with its first save: it may hold what the older one would lose."""
+
+    async def save(world: World, runner: JobRunner, performer: Performer) -> None:
+        row = world.store.rows[runner.job.id]
+        row.job = replace(row.job, schema=SCHEMA - 1)
+        (lease,) = world.store.claim("w1", lease_s=10, limit=1, schema=SCHEMA)
+        writing = asyncio.create_task(runner._shop.writer.run())
+        await JobRunner(lease, runner._shop, runner._driver)._save(replace(lease.job, note="seen"))
+        writing.cancel()
+        assert (row.job.note, row.job.schema) == ("seen", SCHEMA)
+
+    lived(tmp_path, True, save, **RUNNING)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +42,11 @@ class StoreLine:
 
     async def save(self, changes: Sequence[Change]) -> frozenset[JobId]:
         heavy = any(change.job is not None for change in changes)
-        return await self._send(lambda: self._store.save(changes), heavy=heavy)
+        # The simulated older version is this very program: what it writes is of its own schema.
+        written = [
+            replace(each, job=replace(each.job, schema=self._schema)) if each.job is not None else each for each in changes
+        ]
+        return await self._send(lambda: self._store.save(written), heavy=heavy)
 
     async def get(self, job_id: JobId) -> Job:
         return await self._send(lambda: self._store.get(job_id), heavy=False)
