@@ -41,6 +41,7 @@ RATE = 40e6  # bytes a second: a line, so that what it has carried is mostly the
 class Way(ABC):
     """One way of bytes between two machines, and the link on it."""
 
+    name = ""  # in the evidence
     up = True  # from the link's clients to its server
     slack = 0.02 * SIZE + 300_000  # bytes that may be sent twice; and what a login and its questions take
 
@@ -74,6 +75,7 @@ class Way(ABC):
 class Dataset(Way):
     """A dataset to a host: on two channels, of which each has OpenSSH's window of 2 MiB under way."""
 
+    name = "dataset to a host"
     slack = max(0.02 * SIZE, 2 * (2 << 20)) + 300_000
     host: DepotHost
 
@@ -95,6 +97,7 @@ class Dataset(Way):
 class Checkpoint(Way):
     """A checkpoint back to a host, by rsync over one connection with a window of 2 MiB."""
 
+    name = "checkpoint to a host (rsync)"
     slack = max(0.02 * SIZE, 2 << 20) + 300_000
     host: DepotHost
 
@@ -116,6 +119,7 @@ class Checkpoint(Way):
 class Artifact(Way):
     """An artifact from a host."""
 
+    name = "artifact from a host"
     up = False
     host: DepotHost
 
@@ -137,6 +141,7 @@ class Artifact(Way):
 class Upload(Way):
     """An object into a bucket. A bucket takes parts whole."""
 
+    name = "artifact to a bucket"
     slack = PART * 1.1
     objects: Objects
 
@@ -154,6 +159,7 @@ class Upload(Way):
 class Download(Way):
     """An object from a bucket."""
 
+    name = "checkpoint from a bucket"
     up = False
     objects: Objects
 
@@ -242,6 +248,7 @@ async def survive(way: Way, faults: tuple[Fault, ...], evidence: Tally) -> None:
     for fault in faults * (10 if LONG else 1):
         where = chance.uniform(0.1, 0.9)
         costs.append(await struck(way, plain, [(fault, where)]))
+        evidence.sent_twice(int(costs[-1] * SIZE), way.name)
         assert costs[-1] * SIZE <= way.slack, f"seed {SEED}: {fault.name} at {where:.3f} cost {costs[-1]:.2%} of the payload"
     evidence.ran(len(costs))
     print(

@@ -90,13 +90,18 @@ FAULTS: dict[str, Fault] = {
 
 @dataclass
 class Tally:
-    """The runs of one fault in one place; ``recover_s`` by situation: seconds from the fault to the next log line in the store."""
+    """The runs of one fault in one place.
+
+    ``recover_s`` by situation: seconds from the fault to the next log line in the store; ``resent`` by way: bytes that a broken transfer
+    sent twice.
+    """
 
     fault: str
     where: str  # the test's file, or the program
     runs: int = 0
     violations: int = 0
     recover_s: dict[str, list[float]] = field(default_factory=dict)
+    resent: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.fault in FAULTS, f"no such fault: {self.fault}"
@@ -108,6 +113,10 @@ class Tally:
     def recovered(self, seconds: float, situation: str) -> None:
         """Note one recovery."""
         self.recover_s.setdefault(situation, []).append(round(seconds, 3))
+
+    def sent_twice(self, size: int, way: str) -> None:
+        """Note what one broken transfer cost, bytes."""
+        self.resent.setdefault(way, []).append(max(0, size))
 
 
 def file() -> Path | None:

@@ -38,7 +38,7 @@ def test_every_promise_is_attacked() -> None:
 
 def test_every_fault_is_on_the_page() -> None:
     """A fault without evidence is named as not yet run, one with evidence by its runs."""
-    assert reliability.page([], None).count("not yet run |") == len(FAULTS) + 1  # and no recovery was timed
+    assert reliability.page([], None).count("not yet run |") == len(FAULTS) + 2  # no recovery was timed, no break counted
     row = {
         "fault": "worker-killed",
         "where": "tests/e2e/x.py",
@@ -65,6 +65,20 @@ def test_times_to_recover_are_percentiles_of_all_runs() -> None:
     }
     line = "| standing by, same machine, 1 job | `bench/recover.py` | 200 | 100.50 | 199.00 | "
     assert f"{line}{TARGETS['standing by, same machine']:g} |" in reliability.page([row], None)
+
+
+def test_what_breaks_cost_is_on_the_page() -> None:
+    """Mean and most of the bytes that were sent twice, by way."""
+    row = {
+        "fault": "transfer-cut",
+        "where": "tests/x.py",
+        "runs": 2,
+        "violations": 0,
+        "recover_s": {},
+        "resent": {"dataset to a host": [1 << 20, 3 << 20]},
+        "date": "2026-01-02",
+    }
+    assert "| dataset to a host | `tests/x.py` | 2 | 2.00 | 3.00 | 1.2% |" in reliability.page([row], None)
 
 
 def test_what_the_simulator_lived_is_on_the_page() -> None:
