@@ -117,9 +117,12 @@ def _tally(item: pytest.Item) -> evidence.Tally | None:
     return item.config.stash[_TALLIES].setdefault((fault, where), evidence.Tally(fault, where))
 
 
-def _cost(config: pytest.Config, item: pytest.Item) -> int:
+def _cost(config: pytest.Config, item: pytest.Item) -> tuple[int, float]:
+    """Order by folder; of a folder, first what may take longest, so that no process works on alone at the end."""
     folder = item.path.relative_to(config.rootpath / "tests").parts[0]
-    return _CHEAPEST_FIRST.index(folder) if folder in _CHEAPEST_FIRST else len(_CHEAPEST_FIRST)
+    timeout = item.get_closest_marker("timeout")
+    place = _CHEAPEST_FIRST.index(folder) if folder in _CHEAPEST_FIRST else len(_CHEAPEST_FIRST)
+    return place, -float(timeout.args[0]) if timeout and timeout.args else 0.0
 
 
 @pytest.fixture(name="evidence")
