@@ -80,6 +80,11 @@ LIMITS = (
         "the attempt counts as lost; keep a worker running",
     ),
     Limit(
+        "No worker ever again while a machine is rented",
+        "the provider cannot be told to end it at a set time, and the machine has no key to end itself with",
+        "the host stops the step, but the rent goes on: start a worker, or destroy the machine at the provider; keep little credit there",
+    ),
+    Limit(
         "Two live copies of one virtual machine: same host name, boot id and process ids",
         "a worker of the one passes for a dead process of the other",
         "its leases are taken and its writes refused, so nothing is lost or doubled; do not clone a machine that runs a worker",

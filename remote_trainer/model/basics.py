@@ -42,7 +42,7 @@ class Verdict(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why: the enum that explains a verdict. Each is documented in docs/operations.md."""
+    """Why: the enum that explains a verdict. Each is documented in docs/lifecycle.md."""
 
     COMPLETED = "completed"
     STEP_FAILED = "step_failed"

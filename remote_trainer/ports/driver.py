@@ -91,5 +91,5 @@ class DriverSettings:
     known_hosts: Path | None = None
     connect_timeout_s: float = 20.0
     keepalive_s: float = 15.0
-    stall_s: float = 240.0  # a transfer that does not move at all for that long is begun again over a new connection
+    stall_s: float = 240.0  # a transfer that does not move at all for that long goes on over a new connection
     find_secret: Callable[[str], str | None] = lambda name: None  # by name: a provider's key

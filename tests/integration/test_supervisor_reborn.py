@@ -60,7 +60,7 @@ class Space:
         for _ in range(50):
             if (taken := int(self.run("/usr/bin/dash", "-c", text, script).out)) == pid:
                 return
-            self.run("kill", "-9", taken)
+            self.run("kill", "-9", str(taken))
         raise AssertionError(f"the number {pid} cannot be had")
 
     def alive(self, pid: int) -> bool:
