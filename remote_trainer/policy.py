@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 
-from remote_trainer.model import Attempt, Job, Limits, Offer, Reason, Resources, Retries
+from remote_trainer.model import Attempt, Job, Limits, Offer, Plan, Reason, Resources, Retries
 
 #: Ten years: longer waits are the same as none ending, and dates end somewhere.
 FOREVER_S = 10 * 366 * 86400.0
@@ -80,8 +81,13 @@ class Estimate:
 
 def estimate(job: Job) -> Estimate:
     """Return what is known of a job before it runs."""
-    hours = job.plan.expected_hours or min(Estimate().hours, job.limits.max_hours or Estimate().hours)
-    return Estimate(hours=hours, gb_in=sum(given.size for given in job.inputs) / 10**9)
+    return estimate_plan(job.plan, job.limits, sum(given.size for given in job.inputs))
+
+
+def estimate_plan(plan: Plan, limits: Limits, size: int) -> Estimate:
+    """Return what is known of a job that is not submitted yet; ``size`` is that of its inputs, bytes."""
+    hours = plan.expected_hours or min(Estimate().hours, limits.max_hours or Estimate().hours)
+    return Estimate(hours=hours, gb_in=size / 10**9)
 
 
 def expected_cost(offer: Offer, run: Estimate) -> Decimal:
@@ -94,16 +100,29 @@ def expected_cost(offer: Offer, run: Estimate) -> Decimal:
 def choose_offer(offers: Sequence[Offer], run: Estimate, avoid: frozenset[str], dice: float) -> Offer | None:
     """Return one of the few offers that are expected to cost least; None if there is none.
 
-    Offers and machines (by id) in ``avoid`` come last: they failed somebody. ``dice``, 0 to 1, chooses among those that cost nearly the
-    same, so that not everybody takes the same broken one.
+    ``dice``, 0 to 1, chooses among those that cost nearly the same, so that not everybody takes the same broken one.
     """
-    good = [offer for offer in offers if offer.id not in avoid and offer.machine not in avoid] or list(offers)
-    ranked = sorted(good, key=lambda offer: (expected_cost(offer, run), offer.id))
+    few = nearly_best(rank(offers, run, avoid), run, avoid)
+    return few[min(int(dice * len(few)), len(few) - 1)] if few else None
+
+
+def rank(offers: Sequence[Offer], run: Estimate, avoid: frozenset[str]) -> list[Offer]:
+    """Return offers by what they are expected to cost; those of machines (or with ids) in ``avoid`` come last: they failed somebody."""
+    return sorted(offers, key=lambda offer: (is_avoided(offer, avoid), expected_cost(offer, run), offer.id))
+
+
+def nearly_best(ranked: Sequence[Offer], run: Estimate, avoid: frozenset[str]) -> list[Offer]:
+    """Return the few of the ranked offers that are as good as the first."""
     if not ranked:
-        return None
-    most = expected_cost(ranked[0], run) * _NEARLY
-    few = [offer for offer in ranked[:_FEW] if expected_cost(offer, run) <= most]
-    return few[min(int(dice * len(few)), len(few) - 1)]
+        return []
+    first = ranked[0]
+    equals = [offer for offer in ranked if is_avoided(offer, avoid) == is_avoided(first, avoid)]
+    return [offer for offer in equals[:_FEW] if expected_cost(offer, run) <= expected_cost(first, run) * _NEARLY]
+
+
+def is_avoided(offer: Offer, avoid: frozenset[str]) -> bool:
+    """Is it an offer, or on a machine, that failed somebody?"""
+    return offer.id in avoid or offer.machine in avoid
 
 
 def attempt_cost(attempt: Attempt, now: datetime) -> Decimal:
@@ -153,9 +172,28 @@ def limit(job: Job) -> tuple[datetime, Reason] | None:
     return min(((at, reason) for at, reason in known if at is not None), default=None, key=lambda reached: reached[0])
 
 
-def claims(job: Job | None, label: str, now: datetime, policy: Policy) -> bool:
-    """Does a job claim the machine of that label? Only a live attempt does, and not for ever once the job is over its limits."""
-    if job is None or job.phase.terminal or job.attempt is None or job.attempt.label != label:
-        return False
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """That a machine is nobody's."""
+
+    why: str
+    since: datetime | None = None  # as far as that is known
+
+
+def unclaimed(job: Job | None, label: str, now: datetime, policy: Policy) -> Unclaimed | None:
+    """Return why a job does not claim the machine of that label; None if it does.
+
+    Only a live attempt claims, and not for ever once the job is over its limits.
+    """
+    if job is None:
+        return Unclaimed("the store knows no such job")
+    if job.phase.terminal:
+        return Unclaimed(f"its job has ended: {job.phase}", job.finished_at)
+    if job.attempt is None or job.attempt.label != label:
+        after = next((later.started_at for past, later in pairwise(job.attempts) if past.label == label), None)
+        return Unclaimed("its attempt is over" if after else "no attempt of its job has that label", after)
     reached = limit(job)
-    return reached is None or now < reached[0] + timedelta(seconds=policy.reap_overtime_s)
+    if reached is None:
+        return None
+    until = reached[0] + timedelta(seconds=policy.reap_overtime_s)
+    return Unclaimed(f"its job is long past its limit: {reached[1]}", until) if now >= until else None

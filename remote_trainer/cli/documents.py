@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    from remote_trainer.errors import RemoteTrainerError
     from remote_trainer.model import Artifact, Attempt, Event, Job, StepRun
     from remote_trainer.service.jobs import Snapshot
 
@@ -90,9 +91,9 @@ def artifact(value: Artifact) -> dict[str, Any]:
     }
 
 
-def failure(value: Mapping[str, Any], *, error: str, message: str, exit_code: int) -> dict[str, Any]:
-    """Return what is printed when a job that was waited for ends badly: an error that carries the job."""
-    return {"error": error, "message": message, "exit_code": exit_code, "job": value}
+def failure(error: RemoteTrainerError, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an error that carries what is known all the same, such as the job that ended badly."""
+    return {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **document}
 
 
 def current_run(value: Job) -> StepRun | None:

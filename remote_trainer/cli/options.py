@@ -6,6 +6,7 @@ Rules for editing: an option means the same wherever it is found.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
@@ -20,6 +21,9 @@ DriverOption = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the driver; may be repeated")
 ]
 
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the tool; may be repeated")]
+MaxCost = Annotated[str | None, typer.Option("--max-cost", metavar="USD", help="Stop before it costs more; 0: no cap")]
+
 
 def driver_options(host: str | None, options: Sequence[str] | None) -> dict[str, str]:
     """Return a driver's options from ``--host`` and ``--option``. UsageError lists what is not of the form key=value."""
@@ -29,3 +33,16 @@ def driver_options(host: str | None, options: Sequence[str] | None) -> dict[str,
         raise UsageError(f"--option takes key=value, not {', '.join(wrong)}")
     found = {key.strip(): value for key, _, value in pairs}
     return {**found, "host": host} if host is not None else found
+
+
+def money(text: str | None) -> Decimal | None:
+    """Return an amount of US dollars. UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite():
+        raise UsageError(f"--max-cost takes an amount of US dollars such as 12.50, not {text!r}")
+    return amount

@@ -1,17 +1,18 @@
-"""What a command says when a job it waited for has ended.
+"""What a command says when a job it waited for has ended, or when what it found is an error that carries more than words.
 
 Rules for editing: an end that is not DONE is raised, so that its class gives the exit code.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from remote_trainer.cli import documents, out
 from remote_trainer.cli.lines import last_lines
-from remote_trainer.errors import JobFailed
+from remote_trainer.errors import JobFailed, RemoteTrainerError
 
 if TYPE_CHECKING:
     from remote_trainer.model import Job
@@ -34,7 +35,7 @@ async def tell(app: App, seen: Snapshot, *, as_json: bool, with_log: bool = True
         jobs.raise_unless_done(seen.job)
     except JobFailed as error:
         if as_json:
-            _raise_document(error, document)
+            fail(error, {"job": document})
         await _explain(app, seen.job, with_log=with_log)
         raise
     if as_json:
@@ -43,8 +44,9 @@ async def tell(app: App, seen: Snapshot, *, as_json: bool, with_log: bool = True
         _praise(seen, document)
 
 
-def _raise_document(error: JobFailed, document: dict[str, Any]) -> None:
-    out.document(documents.failure(document, error=type(error).__name__, message=str(error), exit_code=error.exit_code))
+def fail(error: RemoteTrainerError, document: Mapping[str, Any]) -> NoReturn:
+    """Print an error as JSON with what is known all the same, and end with its exit code."""
+    out.document(documents.failure(error, document))
     raise typer.Exit(error.exit_code) from error
 
 

@@ -22,7 +22,7 @@ async def show(order: Order, *, as_json: bool) -> None:
     from remote_trainer.service.submit import draft
 
     checked = await draft(load(), order)
-    document = _document(checked, await transfers(checked))
+    document = _document(checked, await transfers(checked.recipe, checked.sources))
     if as_json:
         out.document(document)
     else:

@@ -5,7 +5,6 @@ Rules for editing: the function's arguments are the documented options (docs/cli
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,8 +12,7 @@ import typer
 
 from remote_trainer.cli import documents, guard, options, out, session
 from remote_trainer.cli.follow import choose_view, follow
-from remote_trainer.cli.options import Detach, DriverOption, Host, Json
-from remote_trainer.errors import UsageError
+from remote_trainer.cli.options import Detach, DriverOption, Host, Json, MaxCost, Set
 
 if TYPE_CHECKING:
     from remote_trainer.model import Job
@@ -33,15 +31,11 @@ def run_training(
         str | None, typer.Option("--dataset", metavar="DIR", help="A folder, an archive, or s3://bucket/prefix")
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model: a folder or a hub id (as --set base=…)")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the tool; may be repeated")
-    ] = None,
+    settings: Set = None,
     option: DriverOption = None,
     name: Annotated[str | None, typer.Option("--name", help="A name to find the job by; free again once it has ended")] = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="Stop after so many hours")] = None,
-    max_cost: Annotated[
-        str | None, typer.Option("--max-cost", metavar="USD", help="Stop before it costs more; 0: no cap")
-    ] = None,
+    max_cost: MaxCost = None,
     max_attempts: Annotated[int | None, typer.Option("--max-attempts", help="Machines to use up, one after the other")] = None,
     priority: Annotated[int, typer.Option("--priority", help="Higher goes first")] = 0,
     tenant: Annotated[str, typer.Option("--tenant", help="For whom: the first part of where artifacts are kept")] = "default",
@@ -63,7 +57,7 @@ def run_training(
         tenant=tenant,
         priority=priority,
         max_hours=max_hours,
-        max_cost=_money(max_cost),
+        max_cost=options.money(max_cost),
         max_attempts=max_attempts,
     )
     if dry_run:
@@ -111,15 +105,3 @@ def _leave(opened: App, job: Job, *, as_json: bool) -> None:
         return
     out.line(job.id)
     out.problem(f"queued; watch it with: remote-trainer logs -f {job.id}   wait for it with: remote-trainer wait {job.id}")
-
-
-def _money(text: str | None) -> Decimal | None:
-    if text is None:
-        return None
-    try:
-        money = Decimal(text)
-    except InvalidOperation:
-        money = Decimal("NaN")
-    if not money.is_finite():
-        raise UsageError(f"--max-cost takes an amount of US dollars such as 12.50, not {text!r}")
-    return money

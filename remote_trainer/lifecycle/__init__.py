@@ -21,11 +21,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from remote_trainer.lifecycle.renting import provisioning, queued, releasing, transferring
-from remote_trainer.lifecycle.rules import TRANSITIONS, Decision, Moment, forget, job_of, label_of, prefix_of, standing
+from remote_trainer.lifecycle.rules import (
+    TRANSITIONS,
+    Decision,
+    Moment,
+    attempt_of,
+    forget,
+    job_of,
+    label_of,
+    prefix_of,
+    standing,
+)
 from remote_trainer.lifecycle.running import executing, fetching
 from remote_trainer.model import Job, Phase
 
-__all__ = ["TRANSITIONS", "Decision", "Moment", "decide", "forget", "job_of", "label_of", "prefix_of"]
+__all__ = ["TRANSITIONS", "Decision", "Moment", "attempt_of", "decide", "forget", "job_of", "label_of", "prefix_of"]
 
 _DECIDE: dict[Phase, Callable[[Job, Moment], Decision]] = {
     Phase.QUEUED: queued,

@@ -92,6 +92,11 @@ def job_of(deployment: str, label: str) -> JobId | None:
     return JobId(job) if label.startswith(prefix) and job and number.isdecimal() else None
 
 
+def attempt_of(deployment: str, label: str) -> int | None:
+    """Return the number of the attempt that a label of this installation speaks of; None if it has another form."""
+    return int(label.rpartition("-a")[2]) if job_of(deployment, label) else None
+
+
 def move(job: Job, phase: Phase, now: datetime) -> Job:
     """Return the job in another phase; a move that is not in the table is a bug of ours."""
     if (job.phase, phase) not in TRANSITIONS:

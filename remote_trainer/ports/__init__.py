@@ -8,7 +8,7 @@ the suite first. Nothing here may be specific to one provider, database or shell
 from __future__ import annotations
 
 from remote_trainer.ports.clock import Clock
-from remote_trainer.ports.driver import Abilities, Driver, DriverSettings, Spec
+from remote_trainer.ports.driver import Abilities, Driver, DriverSettings, Refusal, Spec, Survey, Surveyor
 from remote_trainer.ports.host import Ended, Follow, FollowItem, Heartbeat, Host, Output, RemoteFile, StepSpec, StepStatus
 from remote_trainer.ports.objects import Objects, StoredObject
 from remote_trainer.ports.store import Change, JobQuery, Page, Renewal, Store
@@ -32,6 +32,7 @@ __all__ = [
     "Output",
     "Page",
     "Progress",
+    "Refusal",
     "RemoteFile",
     "Renewal",
     "Spec",
@@ -39,5 +40,7 @@ __all__ = [
     "StepStatus",
     "Store",
     "StoredObject",
+    "Survey",
+    "Surveyor",
     "Transport",
 ]

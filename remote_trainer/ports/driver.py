@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from remote_trainer.model import (
     Instance,
@@ -32,6 +32,24 @@ class Spec:
     image: str = ""
     disk_gb: int = 0
     public_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An offer that cannot serve."""
+
+    offer: str
+    description: str
+    condition: str  # what it does not meet, by the name of the option or need: refusals are counted by it
+    reason: str  # in words, with the numbers of this offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A look at a market."""
+
+    offers: Sequence[Offer]
+    refused: Sequence[Refusal] = ()
 
 
 class Driver(Protocol):
@@ -79,6 +97,18 @@ class Driver(Protocol):
 
     async def close(self) -> None:
         """Close every transport handed out."""
+        ...
+
+
+@runtime_checkable
+class Surveyor(Protocol):
+    """What a driver may have besides: one whose offers are chosen from a market can say what it passed over."""
+
+    async def survey(self, wanted: Resources) -> Survey:
+        """Return the very offers that ``offers()`` would, and what else is on the market with the reason it is refused.
+
+        For people to read, on their request: it may ask the provider more than ``offers()`` does. What is refused may be a sample.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from remote_trainer.dataset.pack import pack
 from remote_trainer.dataset.sources import open_source
 from remote_trainer.dataset.tree import scan
 from remote_trainer.model import Input
-from remote_trainer.service.submit import Draft
+from remote_trainer.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,14 @@ class Transfer:
     size: int | None = None  # bytes
 
 
-async def transfers(checked: Draft) -> list[Transfer]:
-    """Return what would be sent to a host that has nothing of it yet."""
-    return await asyncio.to_thread(_transfers, checked)
+async def transfers(recipe: Recipe, sources: Mapping[str, str]) -> list[Transfer]:
+    """Return what would be sent to a host that has nothing of it yet: inputs by name, and the tool's files."""
+    return await asyncio.to_thread(_transfers, recipe, sources)
 
 
-def _transfers(checked: Draft) -> list[Transfer]:
-    found = [_measure(name, source) for name, source in checked.sources.items()]
-    for path in plugins.tool_files(checked.recipe).values():
+def _transfers(recipe: Recipe, sources: Mapping[str, str]) -> list[Transfer]:
+    found = [_measure(name, source) for name, source in sources.items()]
+    for path in plugins.tool_files(recipe).values():
         files = list(_shipped(path))
         size = sum(file.stat().st_size for file in files)
         found.append(Transfer(name="tool", source=str(path), files=len(files), size=size))

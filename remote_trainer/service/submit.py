@@ -62,17 +62,40 @@ class Draft:
     signature: str  # that state; empty for data in a bucket
 
 
-async def draft(settings: Settings, order: Order) -> Draft:
-    """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sketch:
+    """The part of an order that says what machine it wants, and for how long. The data may be missing."""
+
+    recipe: Recipe
+    plan: Plan
+    driver: str
+    driver_options: Mapping[str, Any]
+    limits: Limits
+
+
+def sketch(settings: Settings, order: Order) -> Sketch:
+    """Read tool, parameters, profile and limits of an order. Raises UsageError kinds; touches nothing."""
     recipe = load_recipe(plugins.find_tool(order.tool, settings.tools_path))
     profile = plugins.find_profile(order.driver, settings.drivers_path)
     options = plugins.read_options(profile.driver, {**profile.options, **order.driver_options})
-    driver = plugins.make_driver(profile.driver, options, settings.driver_settings)  # raises on bad options
-    await driver.close()
     chosen = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
-    plan = make_plan(recipe, parse_settings(recipe, chosen))
+    return Sketch(
+        recipe=recipe,
+        plan=_with_wishes(make_plan(recipe, parse_settings(recipe, chosen)), profile.resources),
+        driver=profile.driver,
+        driver_options=options,
+        limits=_limits(settings, profile.limits, order),
+    )
+
+
+async def draft(settings: Settings, order: Order) -> Draft:
+    """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
+    sketched = sketch(settings, order)
+    recipe, plan, options = sketched.recipe, sketched.plan, sketched.driver_options
+    driver = plugins.make_driver(sketched.driver, options, settings.driver_settings)  # raises on bad options
+    await driver.close()
     _check_secrets(settings, plan)
-    sources = _sources(recipe, plan, order)
+    sources = find_sources(recipe, plan, order)
     report, signature = None, ""
     if (source := sources.get("dataset")) is not None and "://" not in source:
         signature = await asyncio.to_thread(open_source(source).signature)
@@ -83,10 +106,10 @@ async def draft(settings: Settings, order: Order) -> Draft:
         order=order,
         recipe=recipe,
         plan=plan,
-        driver=profile.driver,
+        driver=sketched.driver,
         driver_options=options,
         sources=sources,
-        limits=_limits(settings, profile.limits, order),
+        limits=sketched.limits,
         report=report,
         signature=signature,
     )
@@ -148,14 +171,17 @@ async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     return tuple(inputs)
 
 
-def _sources(recipe: Recipe, plan: Plan, order: Order) -> dict[str, str]:
-    """Return what has to be shipped besides the tool's files: the dataset, and parameters that name local trees."""
+def find_sources(recipe: Recipe, plan: Plan, order: Order, *, partial: bool = False) -> dict[str, str]:
+    """Return what has to be shipped besides the tool's files: the dataset, and parameters that name local trees.
+
+    DatasetError if something is missing, unless ``partial``.
+    """
     sources: dict[str, str] = {}
     for rule in recipe.inputs:
         value = order.dataset if rule.name == "dataset" else plan.parameters.get(rule.parameter or rule.name)
         if value and (rule.name == "dataset" or Path(str(value)).expanduser().exists()):
             sources[rule.name] = str(value) if "://" in str(value) else str(Path(str(value)).expanduser().absolute())
-        elif rule.required:
+        elif rule.required and not partial:
             raise DatasetError(f"{recipe.tool} needs the input {rule.name}: {rule.description or 'give a folder'}")
     if order.dataset and "dataset" not in {rule.name for rule in recipe.inputs}:
         raise UsageError(f"{recipe.tool} takes no dataset: leave --dataset out")

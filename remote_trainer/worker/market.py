@@ -33,8 +33,7 @@ class Market:
         """Return the offers and machines that this job had better not take."""
         now = asyncio.get_running_loop().time()
         if now - self._asked_at > _FRESH_S:
-            page = await self._store.find(JobQuery(limit=_JOBS))
-            self._failed, self._asked_at = failed_machines(page.jobs, self._clock.now()), now
+            self._failed, self._asked_at = await find_failed(self._store, self._clock.now()), now
         self._chosen = {offer: at for offer, at in self._chosen.items() if now - at < _CHOSEN_S}
         own = [attempt.offer for attempt in job.attempts[:-1] if attempt.offer is not None]
         return self._failed | set(self._chosen) | {offer.id for offer in own} | {offer.machine for offer in own if offer.machine}
@@ -42,6 +41,11 @@ class Market:
     def take(self, offer_id: str) -> None:
         """Note that a job is about to rent an offer."""
         self._chosen[offer_id] = asyncio.get_running_loop().time()
+
+
+async def find_failed(store: Store, now: datetime) -> frozenset[str]:
+    """Return the machines that failed a job of this store lately."""
+    return failed_machines((await store.find(JobQuery(limit=_JOBS))).jobs, now)
 
 
 def failed_machines(jobs: Iterable[Job], now: datetime) -> frozenset[str]:

@@ -1,10 +1,8 @@
 """Returns rented machines that no live attempt claims: what a lost reply, a dead worker or a provider's mistake has left behind.
 
-It lists by our own label prefix, so a stranger's machine is never looked at, and asks for the end of what nobody claims until the
-listing agrees. Several workers may do so at once.
+It asks for the end of what nobody claims until the listing agrees. Several workers may do so at once.
 
-Rules for editing: what claims a machine is decided in ``policy.claims``; doubt (store or provider down, a document of a newer version)
-means that it is claimed.
+Rules for editing: whose a machine is, is decided in ``holdings``; here it is only watched for how long, and its end asked for.
 """
 
 from __future__ import annotations
@@ -13,18 +11,15 @@ import asyncio
 from collections.abc import Sequence
 
 from remote_trainer import log
-from remote_trainer.errors import DocumentTooNew, DriverError, NotFound, StoreUnavailable, UsageError
-from remote_trainer.lifecycle import job_of, prefix_of
-from remote_trainer.model import Instance, Job
-from remote_trainer.policy import claims
-from remote_trainer.ports import Driver, JobQuery
+from remote_trainer.errors import DocumentTooNew, DriverError, StoreUnavailable, UsageError
+from remote_trainer.model import Instance
+from remote_trainer.ports import Driver
+from remote_trainer.worker.holdings import Holding, learn_drivers, look, renting
 from remote_trainer.worker.shop import Shop
 
 _log = log.get()
 
-#: Drivers are learnt from so many of the newest jobs, at the start and every so many sweeps.
-_JOBS = 500
-_LEARN_EVERY = 10
+_LEARN_EVERY = 10  # drivers are learnt from jobs at the start and every so many sweeps
 
 
 class Reaper:
@@ -47,62 +42,36 @@ class Reaper:
             await self._learn()
         self._sweeps += 1
         reaped: list[Instance] = []
-        for driver in self._shop.drivers():
-            if driver.abilities.borrowed:
-                continue
+        for driver in renting(self._shop.drivers()):
             try:
-                reaped += await self._sweep(driver)
-            except (DriverError, StoreUnavailable) as error:
+                for holding in self._due(driver, await look(self._shop, driver)):
+                    await give_back(holding)
+                    reaped.append(holding.instance)
+            except (DriverError, StoreUnavailable, UsageError) as error:  # a key that is not set here is a UsageError
                 _log.warning("training.reaper", action="sweep_failed", driver=driver.name, error=str(error))
         return reaped
 
     async def _learn(self) -> None:
-        """Open the drivers of jobs that other workers ran: whoever rented may be dead."""
         try:
-            page = await self._shop.store.find(JobQuery(limit=_JOBS))
+            faults = await learn_drivers(self._shop)
         except (StoreUnavailable, DocumentTooNew) as error:
             _log.warning("training.reaper", action="jobs_unknown", error=str(error))
             return
-        for job in page.jobs:
-            try:
-                self._shop.driver(job.driver, job.driver_options)
-            except UsageError as error:
-                _log.debug("training.reaper", action="no_driver", driver=job.driver, error=str(error))
+        for driver, fault in faults.items():
+            _log.debug("training.reaper", action="no_driver", driver=driver, error=fault)
 
-    async def _sweep(self, driver: Driver) -> list[Instance]:
-        there = await driver.instances(prefix_of(self._shop.deployment))
+    def _due(self, driver: Driver, found: Sequence[Holding]) -> list[Holding]:
+        """Return what this process has seen to be nobody's for long enough: clocks elsewhere may be wrong."""
         known, now = self._unclaimed.get(id(driver), {}), asyncio.get_running_loop().time()
-        since: dict[str, float] = {}
-        due: list[Instance] = []
-        for instance in there:
-            if (grace_s := await self._grace_s(instance.label)) is None:
-                continue
-            since[instance.id] = known.get(instance.id, now)
-            if now - since[instance.id] >= grace_s:
-                due.append(instance)
+        since = {each.instance.id: known.get(each.instance.id, now) for each in found if not each.claimed}
         self._unclaimed[id(driver)] = since
-        for instance in due:
-            _log.warning("training.reaper", action="reaped", driver=driver.name, instance=instance.id, label=instance.label)
-            await driver.destroy(instance)
-        return due
+        return [each for each in found if not each.claimed and now - since[each.instance.id] >= each.grace_s]
 
-    async def _grace_s(self, label: str) -> float | None:
-        """Return how long a machine may be nobody's before it is destroyed; None while it is claimed."""
-        policy = self._shop.policy
-        try:
-            job = await self._job(label)
-        except DocumentTooNew:
-            return None
-        if claims(job, label, self._shop.clock.now(), policy):
-            return None
-        return policy.reap_unknown_s if job is None else policy.reap_grace_s
 
-    async def _job(self, label: str) -> Job | None:
-        """Return the job a label speaks of; None if the store does not know it."""
-        job_id = job_of(self._shop.deployment, label)
-        if job_id is None:
-            return None
-        try:
-            return await self._shop.store.get(job_id)
-        except NotFound:
-            return None
+async def give_back(holding: Holding) -> None:
+    """Ask for the end of a machine that was judged to be nobody's."""
+    instance, driver = holding.instance, holding.driver
+    _log.warning(
+        "training.reaper", action="reaped", driver=driver.name, instance=instance.id, label=instance.label, why=holding.why
+    )
+    await driver.destroy(instance)

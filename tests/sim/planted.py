@@ -18,12 +18,13 @@ from remote_trainer.effects import Collected, Effect, Severity
 from remote_trainer.errors import Ambiguous, HostUnreachable, RemoteTrainerError, Transient
 from remote_trainer.lifecycle import Decision, Moment, renting, rules, running
 from remote_trainer.model import SCHEMA, Instance, Job, JobId, Manifest, Phase, Reason, StepState
+from remote_trainer.policy import Unclaimed
 from remote_trainer.ports import Change
 from remote_trainer.testing.sim.faults import PROFILES, Profile
 from remote_trainer.testing.sim.machine import Machine
 from remote_trainer.testing.sim.ports import SimDriver, SimObjects, StoreLine
 from remote_trainer.testing.sim.store import SimStore
-from remote_trainer.worker import reaper, runner, trouble
+from remote_trainer.worker import holdings, reaper, runner, trouble
 from remote_trainer.worker.perform import Performer
 
 Patch = pytest.MonkeyPatch
@@ -91,7 +92,7 @@ def let_nobody_sweep(patch: Patch) -> None:
 
 
 def reap_what_is_claimed(patch: Patch) -> None:
-    patch.setattr(reaper, "claims", lambda *_: False)
+    patch.setattr(holdings, "unclaimed", lambda *_: Unclaimed("planted"))
 
 
 def obey_any_token_in_the_store(patch: Patch) -> None:

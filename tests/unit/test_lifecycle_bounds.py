@@ -12,7 +12,7 @@ from remote_trainer import lifecycle
 from remote_trainer.errors import InvariantBroken
 from remote_trainer.lifecycle import Decision, Moment
 from remote_trainer.model import Job, Limits, Phase, Reason, StepState, Verdict
-from remote_trainer.policy import Policy, claims, limit
+from remote_trainer.policy import Policy, limit, unclaimed
 from remote_trainer.worker.clock import SystemClock
 from tests.unit.life import BORROWED, NOW, OFFER, RENTED, Life, a_job, kinds
 
@@ -139,15 +139,15 @@ def test_only_a_live_attempt_claims_a_machine() -> None:
     life.to_executing()
     label = life.job.attempts[0].label
     policy = Policy()
-    assert claims(life.job, label, life.now, policy)
-    assert not claims(None, label, life.now, policy)
-    assert not claims(life.job, label[:-1] + "2", life.now, policy)
-    assert not claims(replace(life.job, phase=Phase.FAILED), label, life.now, policy)
+    assert not unclaimed(life.job, label, life.now, policy)
+    assert unclaimed(None, label, life.now, policy)
+    assert unclaimed(life.job, label[:-1] + "2", life.now, policy)
+    assert unclaimed(replace(life.job, phase=Phase.FAILED), label, life.now, policy)
     life.later(300)
     for _ in range(2):
         life.see(instances=(), instances_at=life.now)
-    assert not claims(life.job, label, life.now, policy)
-    assert claims(life.job, life.job.attempts[1].label, life.now, policy)
+    assert unclaimed(life.job, label, life.now, policy)
+    assert not unclaimed(life.job, life.job.attempts[1].label, life.now, policy)
 
 
 def test_nothing_is_claimed_long_after_the_limits() -> None:
@@ -155,8 +155,8 @@ def test_nothing_is_claimed_long_after_the_limits() -> None:
     life = Life(a_job(limits=Limits(max_hours=1)), RENTED)
     life.to_executing()
     label, policy = life.job.attempts[0].label, Policy()
-    assert claims(life.job, label, NOW + timedelta(hours=2.9), policy)
-    assert not claims(life.job, label, NOW + timedelta(hours=3), policy)
+    assert not unclaimed(life.job, label, NOW + timedelta(hours=2.9), policy)
+    assert unclaimed(life.job, label, NOW + timedelta(hours=3), policy)
 
 
 def test_a_rule_that_fails_is_told_and_tried_by_the_next_worker(monkeypatch: pytest.MonkeyPatch) -> None:

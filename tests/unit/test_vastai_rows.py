@@ -84,7 +84,7 @@ def test_what_is_no_gpu_machine_is_no_offer(row: dict[str, Any]) -> None:
         ({"gpu_name": "RTX 3090"}, "a RTX 3090"),
         ({"geolocation": "Somewhere, CN"}, "in Somewhere, CN"),
         ({"verification": "deverified"}, "deverified"),
-        ({"machine_id": 66}, "failed us lately"),
+        ({"machine_id": 66}, "does not want this machine"),
         ({"rented": True}, "taken"),
         ({"dph_base": 0.5}, "0.5 at most"),
         ({"reliability2": 0.9}, "reliability 0.9"),

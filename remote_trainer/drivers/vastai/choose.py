@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from remote_trainer.drivers.vastai.rows import Row, money, number, offer, text
+from remote_trainer.drivers.vastai.rows import Row, number, offer, text
 from remote_trainer.model import Offer, Resources
+from remote_trainer.ports import Refusal
 
 _GB = 1000  # the provider counts MB
 
@@ -34,22 +35,10 @@ class Wishes:
     blocked_machines: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An offer that cannot serve, and why."""
-
-    offer: str
-    description: str
-    reason: str
-
-
 def query(wishes: Wishes, wanted: Resources) -> dict[str, Any]:
     """Return the search that finds the cheapest candidates."""
     found: dict[str, Any] = {
-        "rentable": {"eq": True},
-        "rented": {"eq": False},
-        "external": {"eq": False},
-        "num_gpus": {"eq": max(1, wanted.gpus)},
+        **wide_query(wanted),
         "direct_port_count": {"gte": 1},
         "disk_space": {"gte": wanted.disk_gb},
         "gpu_ram": {"gte": wanted.vram_gb * _GB},
@@ -57,10 +46,6 @@ def query(wishes: Wishes, wanted: Resources) -> dict[str, Any]:
         "inet_down": {"gte": wishes.min_download_mbit},
         "cuda_max_good": {"gte": wishes.min_cuda},
         "duration": {"gte": wishes.min_hours * 3600},
-        "order": [["dph_total", "asc"]],
-        "type": "on-demand",
-        "limit": 64,
-        "allocated_storage": float(wanted.disk_gb),
     }
     if wishes.verified:
         found["verified"] = {"eq": True}
@@ -73,20 +58,37 @@ def query(wishes: Wishes, wanted: Resources) -> dict[str, Any]:
     return found
 
 
-def sieve(rows: Sequence[Row], wishes: Wishes, wanted: Resources) -> tuple[list[Offer], list[Refused]]:
-    """Return the offers that can serve, each once, and what was refused."""
+def wide_query(wanted: Resources) -> dict[str, Any]:
+    """Return the search that finds the cheapest of all that has so many GPUs, whatever else is wished for."""
+    return {
+        "rentable": {"eq": True},
+        "rented": {"eq": False},
+        "external": {"eq": False},
+        "num_gpus": {"eq": max(1, wanted.gpus)},
+        "order": [["dph_total", "asc"]],
+        "type": "on-demand",
+        "limit": 64,
+        "allocated_storage": float(wanted.disk_gb),
+    }
+
+
+def sieve(rows: Sequence[Row], wishes: Wishes, wanted: Resources) -> tuple[list[Offer], list[Refusal]]:
+    """Return the offers that can serve, and what was refused, each once."""
     suitable: dict[str, Offer] = {}
-    refused: list[Refused] = []
+    refused: dict[str, Refusal] = {}
     for row in rows:
         candidate = offer(row, disk_gb=wanted.disk_gb)
         if candidate is None:
             continue
-        reason = next((reason for check in _REFUSALS if (reason := check(row, candidate, wishes, wanted))), "")
+        found = ((condition, check(row, candidate, wishes, wanted)) for condition, check in _REFUSALS.items())
+        condition, reason = next(((condition, reason) for condition, reason in found if reason), ("", ""))
         if reason:
-            refused.append(Refused(candidate.id, candidate.description, reason))
+            refused[candidate.id] = Refusal(
+                offer=candidate.id, description=candidate.description, condition=condition, reason=reason
+            )
         else:
             suitable[candidate.id] = candidate
-    return list(suitable.values()), refused
+    return list(suitable.values()), list(refused.values())
 
 
 _Check = Callable[[Row, Offer, Wishes, Resources], str]
@@ -100,42 +102,62 @@ def _at_least(field: str, what: str, least: Callable[[Wishes, Resources], float]
     return check
 
 
-def _size(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
-    have: Mapping[str, int] = {name: getattr(candidate.resources, name) for name in ("vram_gb", "disk_gb", "ram_gb")}
-    if candidate.resources.gpus != max(1, wanted.gpus):
-        return f"{candidate.resources.gpus} GPUs, {max(1, wanted.gpus)} wanted"
-    return next(
-        (f"{name} {there}, {getattr(wanted, name)} wanted" for name, there in have.items() if there < getattr(wanted, name)), ""
-    )
+def _as_large(name: str) -> _Check:
+    def check(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+        there, need = getattr(candidate.resources, name), getattr(wanted, name)
+        return f"{name} {there}, {need} wanted" if there < need else ""
+
+    return check
 
 
-def _kind(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
-    if wishes.gpu_names and text(row, "gpu_name") not in wishes.gpu_names:
-        return f"a {text(row, 'gpu_name')}, which the profile does not name"
-    if wishes.regions and text(row, "geolocation").rpartition(", ")[2] not in wishes.regions:
-        return f"in {text(row, 'geolocation') or 'an unknown place'}"
-    if wishes.verified and text(row, "verification") != "verified":
-        return text(row, "verification") or "not verified"
-    if int(number(row, "machine_id")) in wishes.blocked_machines:
-        return "the machine failed us lately"
-    if row.get("rentable") is False or row.get("rented") is True:
-        return "taken"
-    return ""
+def _gpus(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    there, need = candidate.resources.gpus, max(1, wanted.gpus)
+    return f"{there} GPUs, {need} wanted" if there != need else ""
+
+
+def _gpu_name(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    name = text(row, "gpu_name")
+    return f"a {name}, which the profile does not name" if wishes.gpu_names and name not in wishes.gpu_names else ""
+
+
+def _region(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    place = text(row, "geolocation")
+    return f"in {place or 'an unknown place'}" if wishes.regions and place.rpartition(", ")[2] not in wishes.regions else ""
+
+
+def _verified(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    word = text(row, "verification")
+    return (word or "not verified") if wishes.verified and word != "verified" else ""
+
+
+def _blocked(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    return "the profile does not want this machine" if int(number(row, "machine_id")) in wishes.blocked_machines else ""
+
+
+def _taken(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    return "taken" if row.get("rentable") is False or row.get("rented") is True else ""
 
 
 def _price(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
-    if wishes.max_price and candidate.price_per_hour > wishes.max_price:
-        return f"{candidate.price_per_hour:.3f} $/h, {wishes.max_price} at most"
-    return "" if money(row, "dph_base") > 0 else "no price"
+    above = wishes.max_price and candidate.price_per_hour > wishes.max_price
+    return f"{candidate.price_per_hour:.3f} $/h, {wishes.max_price} at most" if above else ""
 
 
-_REFUSALS: tuple[_Check, ...] = (
-    _size,
-    _kind,
-    _price,
-    _at_least("reliability2", "reliability", lambda wishes, _: wishes.min_reliability),
-    _at_least("inet_down", "download, Mbit/s,", lambda wishes, _: wishes.min_download_mbit),
-    _at_least("cuda_max_good", "CUDA", lambda wishes, _: wishes.min_cuda),
-    _at_least("direct_port_count", "direct ports", lambda *_: 1),
-    _at_least("duration", "offered for seconds", lambda wishes, _: wishes.min_hours * 3600),
-)
+#: By the name of the option, or of what the tool needs.
+_REFUSALS: Mapping[str, _Check] = {
+    "gpus": _gpus,
+    "vram_gb": _as_large("vram_gb"),
+    "disk_gb": _as_large("disk_gb"),
+    "ram_gb": _as_large("ram_gb"),
+    "gpu_names": _gpu_name,
+    "regions": _region,
+    "verified": _verified,
+    "blocked_machines": _blocked,
+    "taken": _taken,
+    "max_price": _price,
+    "min_reliability": _at_least("reliability2", "reliability", lambda wishes, _: wishes.min_reliability),
+    "min_download_mbit": _at_least("inet_down", "download, Mbit/s,", lambda wishes, _: wishes.min_download_mbit),
+    "min_cuda": _at_least("cuda_max_good", "CUDA", lambda wishes, _: wishes.min_cuda),
+    "direct ports": _at_least("direct_port_count", "direct ports", lambda *_: 1),
+    "min_hours": _at_least("duration", "offered for seconds", lambda wishes, _: wishes.min_hours * 3600),
+}

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 from remote_trainer.drivers.options import check_options
 from remote_trainer.drivers.vastai import rows
 from remote_trainer.drivers.vastai.api import VastApi
-from remote_trainer.drivers.vastai.choose import Wishes, query, sieve
+from remote_trainer.drivers.vastai.choose import Wishes, query, sieve, wide_query
 from remote_trainer.drivers.vastai.envelope import OfferGone
 from remote_trainer.errors import ConfigError, HostUnreachable
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
-from remote_trainer.ports import Abilities, DriverSettings, Spec, Transport
+from remote_trainer.ports import Abilities, DriverSettings, Spec, Survey, Transport
 from remote_trainer.transport.keys import own_key
 from remote_trainer.transport.ssh import SshTransport
 
@@ -98,6 +98,12 @@ class VastDriver:
     async def offers(self, wanted: Resources) -> Sequence[Offer]:
         suitable, _ = sieve(await self._api.offers(query(self._wishes, wanted)), self._wishes, wanted)
         return suitable
+
+    async def survey(self, wanted: Resources) -> Survey:
+        found = await self._api.offers(query(self._wishes, wanted))
+        suitable, _ = sieve(found, self._wishes, wanted)
+        _, refused = sieve([*found, *await self._api.offers(wide_query(wanted))], self._wishes, wanted)
+        return Survey(offers=suitable, refused=refused)
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
         body = {
