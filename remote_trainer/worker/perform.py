@@ -21,10 +21,12 @@ from remote_trainer.errors import (
     DigestMismatch,
     HostFull,
     HostLacks,
+    HostUnreachable,
     HostWiped,
     InvariantBroken,
     NoCapacity,
     NotFound,
+    Permanent,
     RemoteTrainerError,
     Transient,
 )
@@ -172,10 +174,17 @@ class Performer:
         self._patient.observe(lambda seen: replace(seen, instances=tuple(found), instances_at=asked_at))
 
     async def _host(self) -> SupervisedHost:
-        attempt = self._attempt()
-        if attempt.instance is None:
+        attempt, instance = self._attempt(), self._attempt().instance
+        if instance is None:
             raise InvariantBroken(f"job {self._patient.job.id}: an effect needs a host and there is no instance")
-        return await self._shop.host(self._driver, attempt.instance)
+        moved_to = self._instance(instance.id).address or instance.address  # a machine may come back at another address
+        try:
+            return await self._shop.host(self._driver, replace(instance, address=moved_to))
+        except (ConfigError, Permanent) as error:
+            if attempt.facts is None:
+                raise
+            # Our key is missing or refused: that says nothing about what runs on a machine that we have been on.
+            raise HostUnreachable(f"instance {instance.id} cannot be reached from here: {error}") from error
 
     async def _prepare_host(self) -> None:
         host = await self._host()

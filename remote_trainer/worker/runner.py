@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from remote_trainer import log
-from remote_trainer.effects import Create, Effect, Seen
+from remote_trainer.effects import Create, Destroy, Effect, Seen
 from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
 from remote_trainer.lifecycle import Decision, Moment, decide, forget
 from remote_trainer.model import SCHEMA, Event, Job, Lease
@@ -26,6 +26,9 @@ _log = log.get()
 
 #: More changes than this in a row without waiting mean that decide() contradicts itself.
 _TICKS_MAX = 200
+
+#: So many rounds later a request to end an instance that still waits for its answer is sent anew.
+_ROUNDS_MAX = 20
 
 
 class JobRunner:
@@ -142,10 +145,10 @@ class JobRunner:
     def _reconcile(self, wishes: tuple[Effect, ...]) -> None:
         self._fulfilled &= set(wishes)
         for effect, task in list(self._tasks.items()):
-            if effect not in wishes and not isinstance(effect, Create):
+            if effect not in wishes and not isinstance(effect, Create) and not any(_is_asked(wish, effect) for wish in wishes):
                 task.cancel()
         for effect in wishes:
-            if effect not in self._tasks and effect not in self._fulfilled:
+            if effect not in self._fulfilled and not any(_is_asked(effect, running) for running in self._tasks):
                 self._start(effect)
 
     def _start(self, effect: Effect) -> None:
@@ -198,6 +201,15 @@ class JobRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_asked(wish: Effect, running: Effect) -> bool:
+    """Is a wish what a running effect does? A request to end an instance may wait its turn at the provider for several rounds: one that
+    gave up its place to the next round's, with many machines to return, would never get there.
+    """
+    if isinstance(wish, Destroy) and isinstance(running, Destroy):
+        return wish.instance_id == running.instance_id and wish.round - running.round < _ROUNDS_MAX
+    return wish == running
 
 
 def _events(before: Job, after: Job, moment: Moment) -> list[Event]:

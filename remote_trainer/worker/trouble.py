@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from remote_trainer import errors
-from remote_trainer.effects import CollectOutputs, Create, Effect, FollowStep, PrepareHost, Severity, Trouble
+from remote_trainer.effects import CollectOutputs, Create, Effect, FollowStep, PrepareHost, Severity, StopStep, Trouble
 from remote_trainer.model import Reason
 from remote_trainer.policy import Policy, backoff_s
 
@@ -23,6 +23,10 @@ _JUDGEMENT: tuple[tuple[type[BaseException], Severity, Reason], ...] = (
     (errors.DatasetError, Severity.FATAL, Reason.TRANSFER_FAILED),
     (errors.UsageError, Severity.FATAL, Reason.INTERNAL),
 )
+
+#: What these effects are about goes on all the same: settings and rights may come back, as space on a disk may.
+_GOES_ON = (FollowStep, StopStep, CollectOutputs)
+_NOT_THE_HOSTS = (errors.ConfigError, errors.Permanent)
 
 #: Tries, about ten minutes, before the full disk of a borrowed machine ends a job: others share it, and our own jobs there clean up.
 _FULL_TRIES = 25
@@ -42,7 +46,8 @@ def judge(
     return Trouble(
         severity=severity,
         reason=reason,
-        message=str(error) or type(error).__name__,
+        # Half a character in what somebody else said is no text that could be saved.
+        message=(str(error) or type(error).__name__).encode(errors="replace").decode(),
         at=now,
         retry_at=now + timedelta(seconds=wait),
         count=count,
@@ -54,6 +59,8 @@ def _judgement(effect: Effect, error: BaseException) -> tuple[Severity, Reason]:
     if isinstance(error, errors.LoginRefused) and isinstance(effect, PrepareHost):
         # Only now: later on it may be a key that is being replaced, and what runs there runs.
         return Severity.UNSUITABLE, Reason.HOST_UNSUITABLE
+    if isinstance(effect, _GOES_ON) and isinstance(error, _NOT_THE_HOSTS):
+        return Severity.RETRY, Reason.INTERNAL
     for kind, severity, reason in _JUDGEMENT:
         if isinstance(error, kind):
             if isinstance(effect, (FollowStep, CollectOutputs)) and isinstance(error, (errors.HostFull, errors.HostLacks)):

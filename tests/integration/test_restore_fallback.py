@@ -14,7 +14,7 @@ import pytest
 
 from remote_trainer import effects as fx
 from remote_trainer.host.client import SupervisedHost
-from remote_trainer.model import Artifact, JobId, Output, OutputKind
+from remote_trainer.model import Artifact, Instance, JobId, Output, OutputKind
 from remote_trainer.objects.local import LocalObjects
 from remote_trainer.ports import Change
 from remote_trainer.transport.command import CommandTransport
@@ -42,7 +42,7 @@ class Patient:
     """A job whose second attempt is about to get its inputs."""
 
     def __init__(self) -> None:
-        attempt = SimpleNamespace(number=2, instance="here", label=KEY)
+        attempt = SimpleNamespace(number=2, instance=Instance(id="here", label=KEY), label=KEY)
         plan = SimpleNamespace(outputs=(CHECKPOINTS,))
         self.job: Any = SimpleNamespace(id=JOB, retry_of=None, tenant="t", plan=plan, inputs=(), attempt=attempt)
         self.token: Any = 1
