@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from remote_trainer import log
-from remote_trainer.errors import DocumentTooNew, DriverError, StoreUnavailable, UsageError
+from remote_trainer.errors import DocumentTooNew, StoreUnavailable
 from remote_trainer.model import Instance
 from remote_trainer.ports import Driver
 from remote_trainer.worker.holdings import Holding, learn_drivers, look, renting
@@ -44,12 +44,23 @@ class Reaper:
         reaped: list[Instance] = []
         for driver in renting(self._shop.drivers()):
             try:
-                for holding in self._due(driver, await look(self._shop, driver)):
-                    await give_back(holding)
-                    reaped.append(holding.instance)
-            except (DriverError, StoreUnavailable, UsageError) as error:  # a key that is not set here is a UsageError
-                _log.warning("training.reaper", action="sweep_failed", driver=driver.name, error=str(error))
+                due = self._due(driver, await look(self._shop, driver))
+            except Exception as error:  # noqa: BLE001 - a driver without its key, or with a bug, ends neither worker nor other sweeps
+                _log.warning(
+                    "training.reaper", action="sweep_failed", driver=driver.name, error=str(error), kind=type(error).__name__
+                )
+                continue
+            reaped += [holding.instance for holding in due if await self._gave_back(holding)]
         return reaped
+
+    async def _gave_back(self, holding: Holding) -> bool:
+        """Ask for one machine's end; the others are asked for all the same, and this one with the next sweep."""
+        try:
+            await give_back(holding)
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.warning("training.reaper", action="give_back_failed", instance=holding.instance.id, error=str(error))
+            return False
+        return True
 
     async def _learn(self) -> None:
         try:
