@@ -73,7 +73,7 @@ def read_json_line(line: bytes) -> dict[str, float]:
         return {}
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return _numbers(parsed) if isinstance(parsed, dict) else {}
 

@@ -34,6 +34,7 @@ _FEWEST, _MOST = 2, 8  # channels; sshd allows ten sessions on a connection, and
 _BUSY_S = 1.0
 _SENDS = 3  # of one chunk, when it arrives damaged
 _SPARE = 64 << 20  # bytes to leave free on the host
+_REPLY = 4096  # the longest line that makes sense
 
 
 async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *, progress: Progress | None = None) -> None:
@@ -199,6 +200,8 @@ class _Transfer:
                     self.advance(self.given.size - self.left)
                 else:
                     await self._again(number)
+            if len(rest) > _REPLY:
+                raise HostError(f"{self.depot.transport.address} answers without end")
 
     async def _again(self, number: int) -> None:
         """A chunk arrived as something else: our source was edited, or the way damaged it."""

@@ -97,14 +97,14 @@ class Writer:
                 await self._clock.sleep(backoff_s(failures, base_s=0.1, max_s=5.0))
                 batch = [item for item in batch if not item[1].cancelled()]
                 continue
-            except RemoteTrainerError as error:
+            except (RemoteTrainerError, ValueError) as error:  # ValueError: what cannot be written as text
                 await self._one_by_one(batch, error)
                 return
             for change, done in batch:
                 _settle(done, LeaseLost(f"job {change.job_id} belongs to another worker") if change.job_id in stale else None)
             return
 
-    async def _one_by_one(self, batch: list[tuple[Change, asyncio.Future[None]]], error: RemoteTrainerError) -> None:
+    async def _one_by_one(self, batch: list[tuple[Change, asyncio.Future[None]]], error: Exception) -> None:
         """One bad change must not take the others' down with it: find out whose it is."""
         if len(batch) == 1:
             _settle(batch[0][1], error)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remote_trainer.cli.printing import LogPrinter
+from remote_trainer.document import to_json
 from remote_trainer.errors import HostUnreachable
-from remote_trainer.model import JobId, Pattern, Plan, StepState, Token
+from remote_trainer.model import Event, JobId, Pattern, Plan, StepState, Token
 from remote_trainer.ports import Change, Ended, FollowItem, Heartbeat, Output, StepStatus
 from remote_trainer.service.jobs import LogPiece
 from remote_trainer.worker.clock import SystemClock
@@ -105,3 +106,24 @@ def test_characters_that_pieces_cut_are_printed_whole(sizes: list[int]) -> None:
             printer.print(LogPiece(stream="a1/s.1", offset=offset, data=TEXT[offset : offset + size]))
             offset += size
     assert "".join(printed) == TEXT.decode()
+
+
+async def test_what_cannot_be_written_is_one_jobs_trouble() -> None:
+    """Words of somebody else's may hold half a character: the changes of other jobs are written, and the writer lives."""
+
+    class Strict(Kept):
+        async def save(self, changes: Sequence[Change]) -> frozenset[JobId]:
+            for change in changes:
+                for event in change.events:
+                    to_json(event)
+            return await super().save(changes)
+
+    writer = Writer(cast(Any, Strict()), SystemClock(), linger_s=0.0)
+    bad, good = (
+        writer.put(Change(job_id=JobId(name), token=Token(1), events=(Event(at=datetime.now(UTC), kind="note", message=words),)))
+        for name, words in (("a", "\udcff"), ("b", "fine"))
+    )
+    await writer.flush()
+    await good
+    with pytest.raises(ValueError, match="surrogates"):
+        await bad

@@ -46,6 +46,9 @@ def judged(effect: fx.Effect, error: Exception, *, borrowed: bool = True, before
         (PREPARE, errors.HostKeyMismatch("x"), True, Severity.FATAL, Reason.HOST_KEY_MISMATCH),
         (FOLLOW, errors.HostFull("x"), True, Severity.RETRY, Reason.INTERNAL),
         (FOLLOW, errors.HostWiped("x"), True, Severity.WIPED, Reason.HOST_WIPED),
+        (FOLLOW, errors.ConfigError("x"), False, Severity.RETRY, Reason.INTERNAL),
+        (fx.CollectOutputs("l", True), errors.Permanent("x"), False, Severity.RETRY, Reason.INTERNAL),
+        (fx.StartStep("l", "s.1"), errors.ConfigError("x"), True, Severity.FATAL, Reason.INTERNAL),
         (fx.Create("l"), errors.Ambiguous("x"), False, Severity.RETRY, Reason.INTERNAL),
         (fx.Create("l"), errors.Permanent("x"), False, Severity.UNSUITABLE, Reason.PROVISIONING_FAILED),
         (fx.ChooseOffer(), errors.NoCapacity("x"), False, Severity.FATAL, Reason.NO_CAPACITY),
@@ -149,6 +152,7 @@ def test_numbers_and_progress_out_of_a_line() -> None:
         (b"[1]", {}),
         (b'{"x": ' + b"9" * 5000 + b"}", {}),
         (b"\xff\xfe", {}),
+        (b"[" * 4000, {}),
     ],
 )
 def test_a_line_of_a_metrics_file(line: bytes, values: dict[str, float]) -> None:
