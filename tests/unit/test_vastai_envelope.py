@@ -91,6 +91,8 @@ def test_an_instance_that_was_parked_is_named() -> None:
         ({"error": "rate_limit_exceeded", "retry_after": 4}, {}, 4),
         ({"error": "search_quota_exceeded"}, {"x_ratelimit_reset": str(NOW + 5000)}, 5000),
         ({"error": "search_quota_exceeded"}, {}, 3600),
+        ({"error": "search_quota_exceeded"}, {"x_ratelimit_reset": "1e300"}, 86400),
+        ("API requests too frequent", {"retry_after": "inf"}, 600),
     ],
 )
 def test_how_long_a_limit_lasts(body: object, headers: dict[str, str], wait_s: float) -> None:

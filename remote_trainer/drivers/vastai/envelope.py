@@ -27,6 +27,9 @@ _NO_CREDIT_WORDS = ("insufficient_credit", "missing_billing", "insufficient cred
 #: What the provider asks for when it names no time, seconds.
 _LIMITED_S = 10.0
 
+#: And at most: a quota is renewed each day, and no machine may stay unasked for longer because of a wrong number.
+_QUOTA_MAX_S, _LIMITED_MAX_S = 86400.0, 600.0
+
 
 class Gone(Permanent):
     """The instance does not exist (any more)."""
@@ -109,9 +112,9 @@ def _words(reply: Reply, fields: Mapping[str, Any]) -> str:
 def _wait_s(reply: Reply, fields: Mapping[str, Any], words: str, now: float) -> float:
     if "search_quota_exceeded" in words.lower():
         reset = _number(reply.headers.get("x-ratelimit-reset"))
-        return max(60.0, reset - now) if reset else 3600.0
+        return min(_QUOTA_MAX_S, max(60.0, reset - now)) if reset else 3600.0
     asked = _number(reply.headers.get("retry-after")) or _number(fields.get("retry_after"))
-    return asked or _LIMITED_S
+    return min(_LIMITED_MAX_S, asked) or _LIMITED_S
 
 
 def _number(value: object) -> float:

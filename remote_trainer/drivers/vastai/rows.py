@@ -105,7 +105,7 @@ def instance(row: Row) -> Instance | None:
         state=state,
         address={"host": host, "port": port} if host else {},
         price_per_hour=money(row, "dph_total"),
-        created_at=datetime.fromtimestamp(started, UTC) if started else None,
+        created_at=datetime.fromtimestamp(started, UTC) if started > 0 else None,
         message=message,
     )
 
@@ -162,6 +162,6 @@ def money(row: Row, name: str) -> Decimal:
 
 
 def text(row: Row, name: str) -> str:
-    """Return a field as text, empty for anything that is none."""
+    """Return a field as text that can be written down, empty for anything that is none."""
     value = row.get(name)
-    return value if isinstance(value, str) else ""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
