@@ -29,6 +29,7 @@ class Flow:
     def __init__(self) -> None:
         self.open = True
         self._told: WeakSet[Writer] = WeakSet()
+        self._turn = 0  # who is told first that there is room again
 
     def tell(self, writer: Writer) -> None:
         """Let a writer know, now and whenever it changes."""
@@ -45,7 +46,12 @@ class Flow:
 
     def _change(self, takes: bool) -> None:
         self.open = takes
-        for writer in tuple(self._told):
+        self._turn += takes
+        writers = tuple(self._told)
+        first = self._turn % max(
+            1, len(writers)
+        )  # who is told first fills the line: the same one each time would keep the others waiting
+        for writer in (*writers[first:], *writers[:first]):
             writer.note_line(takes)
 
 
@@ -122,8 +128,11 @@ class Pool:
 
     def doubt(self) -> None:
         """Open nothing more on the connections there are; each is closed once its last channel is over."""
-        for link in self._links:
+        for link in tuple(self._links):
             link.doubted = True
+            if link.channels == 0 and link.proven:  # else it was just opened for somebody
+                self._links.remove(link)
+                link.connection.close()
 
     async def close(self) -> None:
         """Close every connection, and break off a login."""

@@ -10,7 +10,7 @@ import pytest
 
 from remote_trainer.errors import HostUnreachable
 from remote_trainer.transport.channel import PIECE
-from remote_trainer.transport.pool import Link
+from remote_trainer.transport.pool import Link, Pool
 from remote_trainer.transport.ssh import SshChannel
 
 
@@ -107,3 +107,52 @@ async def test_who_waits_for_a_line_that_breaks_is_told() -> None:
     line.pause_writing()
     with pytest.raises(HostUnreachable, match="reset"):
         await writing
+
+
+async def test_each_channel_gets_its_turn() -> None:
+    """A line that takes one piece at a time is not always given to the same channel: a ping gets through beside bulk data."""
+    line = Line(takes=1)
+    channels = opened(line, 4)
+    writing = [asyncio.create_task(channel.write(bytes([number]) * 20 * PIECE)) for number, channel in enumerate(channels)]
+    for _ in range(12):
+        await turns()
+        line.drain()
+    assert {piece[0] for piece in line.taken} == {0, 1, 2, 3}
+    for task in writing:
+        task.cancel()
+    await asyncio.gather(*writing, return_exceptions=True)
+
+
+async def test_a_doubted_connection_that_carries_nothing_is_closed() -> None:
+    """Nobody would release it any more; one that was just opened for somebody, or still carries something, is left alone."""
+
+    class Connection(Line):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.closed = False
+
+        def is_closed(self) -> bool:
+            return self.closed
+
+        def close(self) -> None:
+            self.closed = True
+
+    made: list[Connection] = []
+
+    async def connect() -> asyncssh.SSHClientConnection:
+        made.append(Connection())
+        return cast(asyncssh.SSHClientConnection, made[-1])
+
+    async def start(link: Link) -> None:
+        """Start nothing."""
+
+    pool = Pool(connect, "host")
+    _, idle = await pool.channel(start)
+    pool.release(idle)
+    pool.doubt()
+    assert made[0].closed
+    _, busy = await pool.channel(start)
+    pool.doubt()
+    assert [one.closed for one in made] == [True, False]
+    pool.release(busy)
+    assert made[1].closed
