@@ -1,6 +1,7 @@
-"""What every driver of borrowed machines keeps to, as a pytest suite: subclass ``BorrowedDriverContract``.
+"""What drivers keep to, as pytest suites: ``BorrowedDriverContract`` for those that borrow, ``SurveyorContract`` for those that can survey.
 
-It needs the class under test as ``kind``, and the fixtures ``options`` and ``settings``.
+The first needs the class under test as ``kind``, and the fixtures ``options`` and ``settings``; the second the fixtures ``surveyor`` and
+``wanted``, for a market in which something is suitable and something is not.
 
 Rules for editing: only what ports.Driver promises; each docstring is one sentence of it.
 """
@@ -17,7 +18,7 @@ from jsonschema import Draft202012Validator
 from remote_trainer.document import from_json, to_json
 from remote_trainer.errors import ConfigError
 from remote_trainer.model import Instance, InstanceState, Resources
-from remote_trainer.ports import Driver, DriverSettings, Spec
+from remote_trainer.ports import Driver, DriverSettings, Spec, Surveyor
 
 
 class BorrowedDriverContract:
@@ -105,3 +106,34 @@ class BorrowedDriverContract:
         """Unknown and wrong options raise ConfigError that names each, before anything is opened."""
         with pytest.raises(ConfigError, match=r"(?s)(?=.*colour)(?=.*root)"):
             self.kind({**options, "colour": "red", "root": 5}, settings)
+
+
+class SurveyorContract:
+    """The suite."""
+
+    @pytest.fixture
+    def surveyor(self) -> Driver:
+        """Return the driver under test."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def wanted(self) -> Resources:
+        """Return needs that a part of the market meets."""
+        return Resources()
+
+    async def test_a_survey_offers_what_a_job_is_offered(self, surveyor: Driver, wanted: Resources) -> None:
+        """Nothing more, nothing less, nothing else."""
+        assert isinstance(surveyor, Surveyor)
+        seen = await surveyor.survey(wanted)
+        assert seen.offers
+        assert list(seen.offers) == list(await surveyor.offers(wanted))
+
+    async def test_what_is_refused_says_why(self, surveyor: Driver, wanted: Resources) -> None:
+        """Each once, with the condition and the reason, and none that is offered too."""
+        assert isinstance(surveyor, Surveyor)
+        seen = await surveyor.survey(wanted)
+        assert seen.refused
+        assert all(each.condition and each.reason and each.description for each in seen.refused)
+        ids = [each.offer for each in seen.refused]
+        assert len(set(ids)) == len(ids)
+        assert not set(ids) & {offer.id for offer in seen.offers}

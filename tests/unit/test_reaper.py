@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from remote_trainer.errors import DocumentTooNew, DriverError, NotFound, StoreUnavailable, Transient
-from remote_trainer.model import Attempt, Instance, Job, Phase
+from remote_trainer.errors import ConfigError, DocumentTooNew, NotFound, RemoteTrainerError, StoreUnavailable, Transient
+from remote_trainer.model import Attempt, Instance, Job, JobId, Limits, Phase
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Abilities, JobQuery, Page
+from remote_trainer.worker.holdings import learn_drivers, look
 from remote_trainer.worker.reaper import Reaper
 from remote_trainer.worker.shop import Shop
 from tests.unit.life import NOW, a_job
@@ -31,7 +32,7 @@ class Provider:
     def __init__(self, *labels: str) -> None:
         self.there = [Instance(id=f"i{number}", label=label) for number, label in enumerate(labels)]
         self.destroyed: list[str] = []
-        self.trouble: DriverError | None = None
+        self.trouble: RemoteTrainerError | None = None
 
     async def instances(self, prefix: str) -> Sequence[Instance]:
         if self.trouble:
@@ -75,12 +76,16 @@ def running(number: int = 1) -> Job:
     return replace(a_job(), phase=Phase.EXECUTING, attempts=attempts)
 
 
-def reaper(provider: Provider, store: Jobs, policy: Policy = POLICY) -> Reaper:
+def a_shop(provider: Provider, store: Jobs, policy: Policy = POLICY) -> Shop:
     parts = {"store": store, "make_driver": lambda name, options: provider, "clock": StoppedClock(), "policy": policy}
     unused = dict.fromkeys(("writer", "objects", "find_secret"), cast(Any, None))
     shop = Shop(**cast(Any, parts), **unused, deployment="dep", cache_dir=Path("c"), spool_dir=Path("s"))
     shop.driver("test", {})
-    return Reaper(shop)
+    return shop
+
+
+def reaper(provider: Provider, store: Jobs, policy: Policy = POLICY) -> Reaper:
+    return Reaper(a_shop(provider, store, policy))
 
 
 async def test_a_machine_of_a_live_attempt_is_kept() -> None:
@@ -130,11 +135,70 @@ async def test_in_doubt_a_machine_is_claimed(doubt: Exception) -> None:
     assert provider.destroyed == [OURS]
 
 
-async def test_a_provider_that_is_down_ends_nothing() -> None:
-    """The sweep goes on with the next driver and comes again."""
+@pytest.mark.parametrize("trouble", [Transient("down"), ConfigError("no key on this machine")])
+async def test_a_provider_that_cannot_be_asked_ends_nothing(trouble: RemoteTrainerError) -> None:
+    """The sweep goes on with the next driver and comes again; a worker that has no key works on."""
     provider = Provider(OURS)
-    provider.trouble = Transient("down")
+    provider.trouble = trouble
     sweeper = reaper(provider, Jobs(running(2)))
     assert await sweeper.sweep() == []
     provider.trouble = None
     assert [one.label for one in await sweeper.sweep()] == [OURS]
+
+
+# --------------------------------------------------------------------------------------------------------------- judging
+
+AGO = NOW - timedelta(minutes=10)
+ENDED = replace(running(), phase=Phase.DONE, finished_at=AGO)
+NEXT = replace(running(2), attempts=(running(2).attempts[0], replace(running(2).attempts[1], started_at=AGO)))
+OVER = replace(
+    running(), limits=Limits(max_hours=1), attempts=(replace(running().attempts[0], started_at=NOW - timedelta(hours=4)),)
+)
+
+
+@pytest.mark.parametrize(
+    ("job", "claimed", "words", "since"),
+    [
+        (running(), True, "its job is executing", None),
+        (ENDED, False, "its job has ended: done", AGO),
+        (NEXT, False, "its attempt is over", AGO),
+        (replace(running(), attempts=()), False, "no attempt of its job", None),
+        (OVER, False, "long past its limit: time_limit", NOW - timedelta(hours=1)),
+        (None, False, "the store knows no such job", None),
+    ],
+)
+async def test_whose_a_machine_is(job: Job | None, claimed: bool, words: str, since: datetime | None) -> None:
+    """Judged by the job alone, with the reason in words, and since when as far as the job tells."""
+    provider, policy = Provider(OURS), Policy()
+    [found] = await look(a_shop(provider, Jobs(*filter(None, [job])), policy), cast(Any, provider))
+    assert (found.job_id, found.attempt, found.claimed, found.since) == ("j1", 1, claimed, since)
+    assert words in found.why
+    assert found.due(NOW) is (since is not None)
+    assert not found.due(AGO - timedelta(hours=3))
+
+
+async def test_looking_touches_nothing_and_a_job_in_doubt_claims() -> None:
+    """A job of a newer version may be alive, and a label that is not ours in form is nobody's, but never certainly."""
+    provider, store = Provider(OURS, "rt-dep-odd"), Jobs()
+    store.trouble = DocumentTooNew("newer")
+    doubtful, odd = await look(a_shop(provider, store), cast(Any, provider))
+    assert (doubtful.claimed, doubtful.due(NOW)) == (True, False)
+    assert (odd.claimed, odd.job_id, odd.due(NOW + timedelta(days=1))) == (False, None, False)
+    assert "form" in odd.why
+    assert provider.destroyed == []
+
+
+async def test_drivers_that_cannot_be_opened_are_told_if_they_may_have_rented() -> None:
+    """A profile that is gone matters only where something may still cost money."""
+    borrowed = replace(running().attempts[0], requested_at=NOW, instance=Instance(id="b", label=OURS, borrowed=True))
+    rented = replace(running().attempts[0], requested_at=NOW)
+    jobs = [
+        replace(running(), id=JobId(f"j{name}"), driver=name, attempts=(each,)) for name, each in (("x", borrowed), ("y", rented))
+    ]
+    shop = a_shop(Provider(), Jobs(*jobs))
+
+    def refuse(name: str, options: Any) -> Any:
+        raise ConfigError(f"{name} is gone")
+
+    shop.make_driver = refuse
+    assert await learn_drivers(shop) == {"y": "y is gone"}

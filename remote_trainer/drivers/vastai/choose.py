@@ -64,6 +64,7 @@ def wide_query(wanted: Resources) -> dict[str, Any]:
         "rentable": {"eq": True},
         "rented": {"eq": False},
         "external": {"eq": False},
+        "verified": {"in": [True, False]},  # what is not said may mean that only verified ones are wanted
         "num_gpus": {"eq": max(1, wanted.gpus)},
         "order": [["dph_total", "asc"]],
         "type": "on-demand",
