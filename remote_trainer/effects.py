@@ -177,6 +177,7 @@ class Seen:
     answered_at: datetime | None = None  # when it ended, well or not
     instances: tuple[Instance, ...] | None = None
     instances_at: datetime | None = None
+    missing_since: datetime | None = None  # since when each listing has lacked our instance
     host: HostFacts | None = None
     resume: Checkpoint | None = None
     resume_known: bool = False

@@ -33,6 +33,7 @@ class Policy:
     fetch_overtime_s: float = 3600.0  # for results of a rented machine once a limit of the job is reached
     stop_timeout_s: float = 900.0  # after a step's own grace: a host that does not confirm its end by then is given up
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
+    gone_confirm_s: float = 20.0  # for so long listings must lack a rented instance before it counts as gone
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
     lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
     reap_every_s: float = 60.0  # how often is looked for rented machines that no attempt claims

@@ -29,13 +29,14 @@ from remote_trainer.lifecycle.rules import (
     forget,
     job_of,
     label_of,
+    listed,
     prefix_of,
     standing,
 )
 from remote_trainer.lifecycle.running import executing, fetching
 from remote_trainer.model import Job, Phase
 
-__all__ = ["TRANSITIONS", "Decision", "Moment", "attempt_of", "decide", "forget", "job_of", "label_of", "prefix_of"]
+__all__ = ["TRANSITIONS", "Decision", "Moment", "attempt_of", "decide", "forget", "job_of", "label_of", "listed", "prefix_of"]
 
 _DECIDE: dict[Phase, Callable[[Job, Moment], Decision]] = {
     Phase.QUEUED: queued,

@@ -33,6 +33,8 @@ from remote_trainer.ports import Abilities
 
 P = Phase
 
+_DOUBT_S = 5.0  # between two looks at a listing that lacked our instance
+
 #: Every legal move and what causes it. docs/lifecycle.md is made from this table.
 TRANSITIONS: dict[tuple[Phase, Phase], str] = {
     (P.QUEUED, P.PROVISIONING): "a worker claimed the job; attempt and label are saved before anything is rented",
@@ -182,8 +184,16 @@ def forget(seen: Seen, before: Job, after: Job, now: datetime) -> Seen:
         return Seen(since=now)
     if after.phase is P.RELEASING and before.phase is not P.RELEASING:
         # The listing that made an instance pass for gone is not the one that ends the job.
-        return replace(seen, instances=None, instances_at=None)
+        return replace(seen, instances=None, instances_at=None, missing_since=None)
     return seen
+
+
+def listed(seen: Seen, job: Job, found: tuple[Instance, ...], asked_at: datetime) -> Seen:
+    """Return what a complete listing of our label adds to what was seen."""
+    mine = job.attempt.instance if job.attempt is not None else None
+    lacks = mine is not None and all(one.id != mine.id for one in found)
+    since = (seen.missing_since or asked_at) if lacks else None
+    return replace(seen, instances=found, instances_at=asked_at, missing_since=since)
 
 
 def standing(job: Job, moment: Moment) -> Decision:
@@ -228,19 +238,25 @@ def settled_at(moment: Moment) -> datetime:
 
 
 def gone(job: Job, moment: Moment) -> bool:
-    """Does a complete listing, later than the lag allows, lack our instance, or show that it was stopped for good?"""
+    """Do complete listings, later than the lag allows, lack our instance for a while, or show that it was stopped for good?
+
+    One listing alone is not believed: a provider that has a bad moment shows an empty one, and a destroy would follow.
+    """
     attempt, seen = current(job), moment.seen
     if attempt.instance is None or attempt.instance.borrowed or seen.instances is None or seen.instances_at is None:
         return False
     found = ours(job, moment)
     if found is not None:
         return found.state in (InstanceState.STOPPED, InstanceState.BROKEN)
-    return seen.instances_at >= settled_at(moment)
+    missing_s = (seen.instances_at - (seen.missing_since or seen.instances_at)).total_seconds()
+    return seen.instances_at >= settled_at(moment) and missing_s >= moment.policy.gone_confirm_s
 
 
 def look(job: Job, moment: Moment, every_s: float) -> FindInstance | None:
     """Return the wish to list our instances when the last listing is that old; none for borrowed machines."""
     seen_at = moment.seen.instances_at
+    if moment.seen.missing_since is not None:
+        every_s = min(every_s, _DOUBT_S)
     if moment.abilities.borrowed or (seen_at is not None and 0 <= (moment.now - seen_at).total_seconds() < every_s):
         return None
     return FindInstance(current(job).label, seen_at)
@@ -262,7 +278,8 @@ def destroy(job: Job, moment: Moment, instance_id: str) -> Destroy:
 
 def soon(job: Job, moment: Moment, *deadlines: datetime | None) -> datetime | None:
     """Return when a job needs a look although nothing happened: at a deadline, a limit, or the next listing of a rented instance."""
-    poll = None if moment.abilities.borrowed else moment.now + timedelta(seconds=moment.policy.instance_poll_s)
+    poll_s = moment.policy.instance_poll_s if moment.seen.missing_since is None else _DOUBT_S
+    poll = None if moment.abilities.borrowed else moment.now + timedelta(seconds=poll_s)
     reached = choices.limit(job)
     times = [at for at in (reached[0] if reached else None, poll, *deadlines) if at is not None]
     return min((at for at in times if at > moment.now), default=None)

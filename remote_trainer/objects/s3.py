@@ -280,9 +280,9 @@ class S3Objects:
     def _get(self, key: str, path: Path, sha256: str, watch: Watch) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial(path, sha256) as file:
-            begun = file.seek(0, os.SEEK_END)
+            file.seek(0, os.SEEK_END)
             found = self._download(key, file, watch)
-            if found != sha256 and begun:  # what lay there was not what it should be
+            if found != sha256:  # what lay there was not what it should be, or came damaged: once more, from the beginning
                 file.truncate(0)
                 found = self._download(key, file, watch)
             if found != sha256:

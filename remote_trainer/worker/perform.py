@@ -32,6 +32,7 @@ from remote_trainer.errors import (
 )
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.depot import Depot
+from remote_trainer.lifecycle import listed
 from remote_trainer.model import (
     Attempt,
     Checkpoint,
@@ -170,8 +171,8 @@ class Performer:
 
     async def _find_instance(self, label: str) -> None:
         asked_at = self._shop.clock.now()
-        found = [one for one in await self._driver.instances(label) if one.label == label]
-        self._patient.observe(lambda seen: replace(seen, instances=tuple(found), instances_at=asked_at))
+        found = tuple(one for one in await self._driver.instances(label) if one.label == label)
+        self._patient.observe(lambda seen: listed(seen, self._patient.job, found, asked_at))
 
     async def _host(self) -> SupervisedHost:
         attempt, instance = self._attempt(), self._attempt().instance

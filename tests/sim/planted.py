@@ -246,6 +246,7 @@ _NETS, _VERSIONS = PROFILES["nets"], PROFILES["versions"]
 _PARTIAL = _more("bare", partial_listing=0.4)
 _LOSSY = _more("bare", every_s=5, weights=(("preempted", 1.0), ("host-reboots", 1.0)))
 _STOPPED = replace(_more("borrowed", every_s=4, weights=(("host-wiped", 1.0), ("host-silent", 2.0))), jobs=(4,))
+_SLEEPY = _more("borrowed", pauses=0.05, every_s=4, weights=(("worker-pauses", 3.0), ("host-silent", 1.0)))
 _DAMAGED = _more("borrowed", damage=0.3)
 _CANCELLED = _more("bare", cancels=1.0)
 _WIPED = replace(_more("borrowed", every_s=4, weights=(("host-wiped", 1.0), ("objects-outage", 3.0))), jobs=(4,))
@@ -272,7 +273,7 @@ PLANTED: Mapping[Callable[[Patch], None], Shows] = {
     reap_what_is_claimed: Shows("is destroyed while", _NETS),
     obey_any_token_in_the_store: Shows("the store obeys token"),
     save_again_under_a_new_token: Shows("."),
-    obey_any_token_on_the_host: Shows("a host obeys token", first=25),
+    obey_any_token_on_the_host: Shows("a host obeys token", _SLEEPY, first=7),
     start_whoever_asks: Shows("is started twice"),
     write_over_newer_documents: Shows("an older version wrote over", _VERSIONS),
     append_without_looking_at_offsets: Shows("is not what was printed"),

@@ -83,7 +83,6 @@ def test_a_broken_life_ends_with_what_was_broken(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.fault("planted-bug")
-@pytest.mark.fault("planted-bug")
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_is_caught(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
     """Each safeguard that is taken away breaks its promise within a few seeds."""

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from remote_trainer import effects as fx
 from remote_trainer.effects import Collected, Effect, Seen, Severity, Trouble
-from remote_trainer.lifecycle import TRANSITIONS, Decision, Moment, decide, forget
+from remote_trainer.lifecycle import TRANSITIONS, Decision, Moment, decide, forget, listed
 from remote_trainer.model import (
     HostFacts,
     Instance,
@@ -63,8 +63,16 @@ class Life:
     def see(self, **facts: object) -> Decision:
         if "created" in facts:
             facts |= {"creating": False, "answered_at": self.now}
+        if "instances" in facts:
+            self.seen = listed(self.seen, self.job, facts.pop("instances"), facts.pop("instances_at"))  # type: ignore[arg-type]
         self.seen = replace(self.seen, **facts)  # type: ignore[arg-type]
         return self.tick()
+
+    def missing(self) -> Decision:
+        """Listings lack our instance for long enough to be believed."""
+        self.see(instances=(), instances_at=self.now)
+        self.later(Policy().gone_confirm_s)
+        return self.see(instances=(), instances_at=self.now)
 
     def unsure(self) -> Decision:
         """The request ends without an answer."""

@@ -36,9 +36,9 @@ def test_what_earlier_attempts_cost_counts() -> None:
     """A second attempt has what the first one left, and nothing if that is all."""
     life = Life(a_job(limits=Limits(max_hours=24, max_cost=Decimal(1))), RENTED)
     life.to_executing()
-    life.later(1.5 * HOUR_S)
-    for _ in range(2):
-        life.see(instances=(), instances_at=life.now)
+    life.later(1.5 * HOUR_S - Policy().gone_confirm_s)
+    life.missing()
+    life.see(instances=(), instances_at=life.now)
     assert len(life.job.attempts) == 2
     life.see(offer=replace(OFFER, price_per_hour=Decimal("0.25")))
     assert limit(life.job) == (NOW + timedelta(hours=2.5), Reason.COST_LIMIT)
@@ -130,6 +130,26 @@ def test_a_clock_that_is_set_wrong_is_followed_slowly() -> None:
     assert clock.now().timestamp() == pytest.approx(wall[0], abs=0.001)
 
 
+# ---------------------------------------------------------------------------------------------------------------- listings
+
+
+def test_one_listing_that_lacks_an_instance_is_not_believed() -> None:
+    """A provider's bad moment ends no training: it is asked again soon, and all is well once the instance is listed."""
+    life = Life(a_job(), RENTED)
+    life.to_executing()
+    life.step("s1.1", StepState.RUNNING, drained=False)
+    life.later(300)
+    doubt = life.see(instances=(), instances_at=life.now)
+    assert doubt.wake_at is not None and (doubt.wake_at - life.now).total_seconds() <= 5
+    assert "FindInstance" in kinds(life.later(5))
+    life.see(instances=(life.instance(),), instances_at=life.now)
+    life.later(Policy().gone_confirm_s)
+    life.see(instances=(), instances_at=life.now)
+    assert life.job.phase is Phase.EXECUTING, "the first of a new row"
+    life.missing()
+    assert life.job.attempts[0].reason is Reason.INSTANCE_GONE
+
+
 # ----------------------------------------------------------------------------------------------------------------- claims
 
 
@@ -144,8 +164,8 @@ def test_only_a_live_attempt_claims_a_machine() -> None:
     assert unclaimed(life.job, label[:-1] + "2", life.now, policy)
     assert unclaimed(replace(life.job, phase=Phase.FAILED), label, life.now, policy)
     life.later(300)
-    for _ in range(2):
-        life.see(instances=(), instances_at=life.now)
+    life.missing()
+    life.see(instances=(), instances_at=life.now)
     assert unclaimed(life.job, label, life.now, policy)
     assert not unclaimed(life.job, life.job.attempts[1].label, life.now, policy)
 

@@ -232,7 +232,7 @@ def test_an_instance_that_vanishes_before_it_is_prepared_is_noticed() -> None:
     life.see(offer=OFFER)
     assert "FindInstance" in kinds(life.see(created=life.instance()))
     life.later(60)
-    life.see(instances=(), instances_at=life.now)
+    life.missing()
     assert life.job.attempts[0].reason is Reason.INSTANCE_GONE
 
 

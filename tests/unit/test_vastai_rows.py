@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remote_trainer.drivers.vastai import rows
@@ -167,6 +167,7 @@ _JUNK = (
 
 
 @given(st.dictionaries(st.sampled_from([*OFFER, *INSTANCE]), _JUNK))
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_no_row_is_too_odd_to_be_read(row: dict[str, Any]) -> None:
     """Whatever the provider sends is read or left out, never an error."""
     rows.offer(row, disk_gb=10)

@@ -17,7 +17,7 @@ from remote_trainer.drivers.options import check_options
 from remote_trainer.drivers.vastai import rows
 from remote_trainer.drivers.vastai.api import VastApi
 from remote_trainer.drivers.vastai.choose import Wishes, query, sieve, wide_query
-from remote_trainer.drivers.vastai.envelope import OfferGone
+from remote_trainer.drivers.vastai.envelope import Gone, OfferGone
 from remote_trainer.errors import ConfigError, HostUnreachable
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 from remote_trainer.ports import Abilities, DriverSettings, Spec, Survey, Transport
@@ -138,13 +138,24 @@ class VastDriver:
             raise HostUnreachable(f"instance {instance.id} of Vast.ai has no address yet")
         path = await self._key()
         if instance.id not in self._let_in:
-            await self._api.attach_key(instance.id, path.with_suffix(".pub").read_text().strip())
-            self._let_in.add(instance.id)
+            await self._let_us_in(instance.id, path)
         place = (instance.id, f"{self._user}@{host}:{port}")
         known = self._transports.get(place)
         if known is None or instance.host_key not in ("", known.host_key):
             known = self._transports[place] = SshTransport(place[1], self._settings, host_key=instance.host_key, identity=path)
         return known
+
+    async def _let_us_in(self, instance_id: str, path: Path) -> None:
+        public = path.with_name(f"{path.name}.pub")
+        try:
+            key = (await asyncio.to_thread(public.read_text)).strip()
+        except OSError as error:
+            raise ConfigError(f"the public half of the key {path} is not there: {error}; ssh-keygen -y makes it") from error
+        try:
+            await self._api.attach_key(instance_id, key)
+        except Gone as error:  # whether it is, the listing says
+            raise HostUnreachable(f"instance {instance_id} of Vast.ai cannot be found: {error}") from error
+        self._let_in.add(instance_id)
 
     async def check(self) -> str:
         account = await self._api.account()
