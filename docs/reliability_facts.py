@@ -81,8 +81,8 @@ LIMITS = (
     ),
     Limit(
         "No worker ever again while a machine is rented",
-        "the provider cannot be told to end it at a set time, and the machine has no key to end itself with",
-        "the host stops the step, but the rent goes on: start a worker, or destroy the machine at the provider; keep little credit there",
+        "nobody is there to give it back",
+        "Vast.ai's own scheduler destroys it at a full hour, two to three hours after the job's limits; without limits it does not",
     ),
     Limit(
         "Two live copies of one virtual machine: same host name, boot id and process ids",

@@ -46,6 +46,14 @@ class FindInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """Let the provider end the attempt's instance by itself soon after ``until``, should all of us be gone. Fills ``guarded``."""
+
+    label: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareHost:
     """Connect, install the supervisor, check what the plan needs. Fills ``host``."""
 
@@ -121,6 +129,7 @@ Effect = (
     ChooseOffer
     | Create
     | FindInstance
+    | Guard
     | PrepareHost
     | ShipInputs
     | FindCheckpoint
@@ -178,6 +187,7 @@ class Seen:
     instances: tuple[Instance, ...] | None = None
     instances_at: datetime | None = None
     missing_since: datetime | None = None  # since when each listing has lacked our instance
+    guarded: bool = False
     host: HostFacts | None = None
     resume: Checkpoint | None = None
     resume_known: bool = False

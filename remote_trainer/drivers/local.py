@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +51,9 @@ class LocalDriver:
 
     async def destroy(self, instance: Instance) -> None:
         """Borrowed: it stays."""
+
+    async def guard(self, instance: Instance, until: datetime) -> None:
+        """Borrowed: it costs nothing."""
 
     async def connect(self, instance: Instance) -> Transport:
         return self._transport

@@ -6,6 +6,7 @@ Rules for editing: drivers see ports, model, errors and transports only. One tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,6 +64,9 @@ class SshDriver:
 
     async def destroy(self, instance: Instance) -> None:
         """Borrowed: it stays."""
+
+    async def guard(self, instance: Instance, until: datetime) -> None:
+        """Borrowed: it costs nothing."""
 
     async def connect(self, instance: Instance) -> Transport:
         return self._transport(str(instance.address.get("host", self._host)), instance.host_key or self._key)

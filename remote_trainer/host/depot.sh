@@ -361,30 +361,30 @@ verb_outputs() { # KEY SETTLED REGEX; lines "SHA256 SIZE MTIME CTIME INODE ./PAT
     KNOWN=$RT_ROOT/j/$1/digests
     [ ! -L "$WORK/output" ] && cd "$WORK/output" 2>/dev/null || return 0
     export KNOWN WANTED="$3"
-    list_files | awk -v now="$(date +%s)" -v settled="$2" '
+    # All in memory: on a full disk a list in a file ends early, and what is not listed passes for missing.
+    _there=$(list_files | awk -v now="$(date +%s)" -v settled="$2" '
         BEGIN { while ((getline line <ENVIRON["KNOWN"]) > 0) known[substr(line, 66)] = substr(line, 1, 64) }
         {
             path = $0
             sub(/^[0-9]+ [0-9]+ [0-9]+ [0-9]+ \.\//, "", path)
             if (path !~ ENVIRON["WANTED"] || now - $3 < settled) next
             print (($0 in known) ? known[$0] : "?") " " $0
-        }' >"$KNOWN.list.$$"
-    sed -n 's/^? [0-9]* [0-9]* [0-9]* [0-9]* //p' "$KNOWN.list.$$" | tr '\n' '\000' | xargs -0 -r sh -c "$HASH_FILES" sh >"$KNOWN.new.$$" 2>/dev/null
-    # A file that changed within this second may change again without its times telling: its digest is not kept.
-    awk -v now="$(date +%s)" -v fresh="$KNOWN.new.$$" -v keep="$KNOWN.$$" '
-        BEGIN { while ((getline line <fresh) > 0) digest[substr(line, 67)] = substr(line, 1, 64) }
-        {
+        }')
+    _hashes=$(say "$_there" | sed -n 's/^? [0-9]* [0-9]* [0-9]* [0-9]* //p' | tr '\n' '\000' | xargs -0 -r sh -c "$HASH_FILES" sh 2>/dev/null)
+    _found=$({ say "$_hashes" && say -- && say "$_there"; } | awk '
+        !listing { if ($0 == "--") listing = 1; else digest[substr($0, 67)] = substr($0, 1, 64); next }
+        $0 != "" {
             rest = substr($0, index($0, " ") + 1)
             path = rest
             sub(/^[0-9]+ [0-9]+ [0-9]+ [0-9]+ /, "", path)
             sha = ($1 == "?") ? digest[path] : $1
-            if (sha == "") next
-            print sha " " rest
-            split(rest, field, " ")
-            if (now - field[3] >= 2) print sha " " rest >keep
-        }' "$KNOWN.list.$$"
-    [ ! -e "$KNOWN.$$" ] || mv -f "$KNOWN.$$" "$KNOWN"
-    rm -f "$KNOWN.list.$$" "$KNOWN.new.$$"
+            if (sha != "") print sha " " rest
+        }')
+    [ -n "$_found" ] || return 0
+    say "$_found"
+    # A file that changed within this second may change again without its times telling: its digest is not kept.
+    say "$_found" | awk -v now="$(date +%s)" 'now - $4 >= 2' >"$KNOWN.$$" 2>/dev/null && mv -f "$KNOWN.$$" "$KNOWN"
+    rm -f "$KNOWN.$$"
 }
 
 # shellcheck disable=SC2016  # for the shell that xargs starts

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from remote_trainer import policy as choices
 from remote_trainer.effects import (
     ChooseOffer,
     CleanHost,
     Create,
     FindCheckpoint,
+    Guard,
     PrepareHost,
     ShipInputs,
 )
@@ -75,7 +77,7 @@ def provisioning(job: Job, moment: Moment) -> Decision:
         return release(job, moment, Verdict.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled while provisioning")
     if over := overrun(job, moment):
         return release(job, moment, Verdict.FAILED, *over)
-    if trouble := hopeless(moment, ChooseOffer, Create, PrepareHost):
+    if trouble := hopeless(moment, ChooseOffer, Create, Guard, PrepareHost):
         return release(job, moment, verdict_of(trouble), trouble.reason, trouble.message)
     ends = given_up_at(moment, attempt.started_at, moment.policy.provision_timeout_s)
     if ends is not None and moment.now >= ends:
@@ -85,13 +87,23 @@ def provisioning(job: Job, moment: Moment) -> Decision:
         return _renting(job, moment)
     if attempt.instance.state is not InstanceState.READY:
         return _booting(job, moment, attempt.instance)
-    if seen.host is None:
+    guard = _guard(job, moment)
+    if seen.host is None or guard is not None:
         if gone(job, moment):
             return release(job, moment, Verdict.LOST, Reason.INSTANCE_GONE, "the provider says that the instance is gone")
-        wishes = (PrepareHost(attempt.label), look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))
+        prepare = PrepareHost(attempt.label) if seen.host is None else None
+        wishes = (guard, prepare, look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))
         return wish(job, moment, *wishes, wake_at=_provisioned_by(job, moment))
     pinned = replace(attempt.instance, host_key=attempt.instance.host_key or seen.host.host_key)
     return again(move(put(job, replace(attempt, facts=seen.host, instance=pinned)), P.TRANSFERRING, moment.now))
+
+
+def _guard(job: Job, moment: Moment) -> Guard | None:
+    """Return the wish to have the instance ended by the provider, where it can: nothing is done with one before that is certain."""
+    reached = choices.limit(job)
+    if not moment.abilities.scheduler or moment.seen.guarded or reached is None:
+        return None
+    return Guard(current(job).label, reached[0] + timedelta(seconds=moment.policy.reap_overtime_s))
 
 
 def _provisioned_by(job: Job, moment: Moment) -> datetime | None:
@@ -130,7 +142,7 @@ def _booting(job: Job, moment: Moment, instance: Instance) -> Decision:
     if instance.state in (InstanceState.BROKEN, InstanceState.STOPPED) or gone(job, moment):
         message = f"instance {instance.id} will not become ready: {instance.message or 'the provider dropped it'}"
         return release(job, moment, Verdict.LOST, Reason.PROVISIONING_FAILED, message)
-    return wish(job, moment, look(job, moment, 5.0), wake_at=moment.now + timedelta(seconds=5))
+    return wish(job, moment, _guard(job, moment), look(job, moment, 5.0), wake_at=moment.now + timedelta(seconds=5))
 
 
 def transferring(job: Job, moment: Moment) -> Decision:

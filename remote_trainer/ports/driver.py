@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -84,6 +85,13 @@ class Driver(Protocol):
         """Ask for its end.
 
         Absent is success, "still going" is success; called again until the listing agrees. Borrowed: no effect.
+        """
+        ...
+
+    async def guard(self, instance: Instance, until: datetime) -> None:
+        """Let the provider end the instance by itself soon after ``until``, whatever becomes of us.
+
+        Idempotent; a later call sets another time. Asked for only where ``abilities.scheduler``; elsewhere: no effect.
         """
         ...
 

@@ -51,7 +51,7 @@ PORTS: Mapping[str, type] = {
 #: up) and ``verify`` (the spooled copy goes).
 _ACTS: Mapping[str, frozenset[str]] = {
     "store": frozenset({"migrate", "submit", "request_cancel", "claim", "renew", "release", "evict", "save"}),
-    "driver": frozenset({"create", "instances", "destroy"}),
+    "driver": frozenset({"create", "instances", "destroy", "guard"}),
     "host": frozenset({"bootstrap", "start", "stop", "follow", "fetch", "clean"}),
     "follow": frozenset({"ack"}),
     "transport": frozenset({"push", "pull"}),

@@ -6,9 +6,11 @@ Rules for editing: hints only. What is forgotten here costs a failed attempt, ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
+from remote_trainer.errors import DocumentTooNew
 from remote_trainer.model import Attempt, Job, Reason
 from remote_trainer.ports import Clock, JobQuery, Store
 
@@ -33,7 +35,9 @@ class Market:
         """Return the offers and machines that this job had better not take."""
         now = asyncio.get_running_loop().time()
         if now - self._asked_at > _FRESH_S:
-            self._failed, self._asked_at = await find_failed(self._store, self._clock.now()), now
+            self._asked_at = now
+            with contextlib.suppress(DocumentTooNew):  # of newer versions' jobs nothing is known: a hint less
+                self._failed = await find_failed(self._store, self._clock.now())
         self._chosen = {offer: at for offer, at in self._chosen.items() if now - at < _CHOSEN_S}
         own = [attempt.offer for attempt in job.attempts[:-1] if attempt.offer is not None]
         return self._failed | set(self._chosen) | {offer.id for offer in own} | {offer.machine for offer in own if offer.machine}

@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Protocol, assert_never
 
 from remote_trainer import effects as fx
@@ -101,6 +102,8 @@ class Performer:
                 await self._create(label)
             case fx.FindInstance(label):
                 await self._find_instance(label)
+            case fx.Guard(_, until):
+                await self._guard(until)
             case fx.PrepareHost():
                 await self._prepare_host()
             case fx.FindCheckpoint():
@@ -173,6 +176,13 @@ class Performer:
         asked_at = self._shop.clock.now()
         found = tuple(one for one in await self._driver.instances(label) if one.label == label)
         self._patient.observe(lambda seen: listed(seen, self._patient.job, found, asked_at))
+
+    async def _guard(self, until: datetime) -> None:
+        instance = self._attempt().instance
+        if instance is None:
+            raise InvariantBroken(f"job {self._patient.job.id}: an instance is to be guarded and there is none")
+        await self._driver.guard(instance, until)
+        self._patient.observe(lambda seen: replace(seen, guarded=True))
 
     async def _host(self) -> SupervisedHost:
         attempt, instance = self._attempt(), self._attempt().instance

@@ -71,3 +71,16 @@ async def test_the_end_of_what_is_gone_is_fine_but_a_bad_key_is_not(service: tup
     sim.account.key.revoked = True
     with pytest.raises(Permanent, match="VAST_API_KEY"):
         await api.destroy("12345")
+
+
+async def test_the_provider_ends_a_machine_by_itself(service: tuple[SimVast, VastApi]) -> None:
+    """At the first full hour after the time it was told last, and not before, though nobody asks for anything any more."""
+    sim, api = service
+    made = await api.create("100", _BODY)
+    now = sim.clock.now()
+    for hours in (1.5, 3.5):
+        await api.schedule_destroy(str(made), now + hours * 3600)
+    sim.clock.advance(3.4 * 3600)
+    assert [row["id"] for row in await api.instances()] == [made]
+    sim.clock.advance(1.2 * 3600)
+    assert await api.instances() == []

@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,6 +89,10 @@ class Provider:
             self.power_off(number)
             self._write(verb="end", id=number)
 
+    def guard(self, number: str, until: float) -> None:
+        """Note when a machine would be ended by itself; too late for any test."""
+        self._write(verb="guard", id=number, until=until)
+
     def take(self, number: str) -> None:
         """Take a machine away from whoever uses it, as a spot market does: it is off the list long before it is off."""
         self._write(verb="take", id=number)
@@ -119,7 +124,7 @@ class RentedDriver:
     """Rents from a ``Provider``; the machines are reached through the SSH server that the options name."""
 
     name = "rented"
-    abilities = Abilities()
+    abilities = Abilities(scheduler=True)
     option_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "properties": {key: {"type": "string"} for key in ("host", "host_key", "identity", "root", "provider")},
@@ -147,6 +152,10 @@ class RentedDriver:
 
     async def destroy(self, instance: Instance) -> None:
         self._provider.end(instance.id)
+        await asyncio.sleep(_REPLY_S)
+
+    async def guard(self, instance: Instance, until: datetime) -> None:
+        self._provider.guard(instance.id, until.timestamp())
         await asyncio.sleep(_REPLY_S)
 
     async def connect(self, instance: Instance) -> Transport:

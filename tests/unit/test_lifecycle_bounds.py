@@ -8,10 +8,11 @@ from decimal import Decimal
 
 import pytest
 
+from remote_trainer import effects as fx
 from remote_trainer import lifecycle
 from remote_trainer.errors import InvariantBroken
 from remote_trainer.lifecycle import Decision, Moment
-from remote_trainer.model import Job, Limits, Phase, Reason, StepState, Verdict
+from remote_trainer.model import HostFacts, Job, Limits, Phase, Reason, StepState, Verdict
 from remote_trainer.policy import Policy, limit, unclaimed
 from remote_trainer.worker.clock import SystemClock
 from tests.unit.life import BORROWED, NOW, OFFER, RENTED, Life, a_job, kinds
@@ -66,6 +67,19 @@ def test_fetching_from_a_borrowed_machine_takes_its_time() -> None:
     life.step("s1.1", StepState.EXITED, 0)
     life.later(Policy().fetch_timeout_s - 60)
     assert life.job.phase is Phase.FETCHING
+
+
+def test_the_provider_is_told_to_end_a_machine_before_anything_is_done_with_it() -> None:
+    """Where it has a scheduler: some hours after the job's limits the machine is gone, should every worker be."""
+    life = Life(a_job(limits=Limits(max_hours=3)), replace(RENTED, scheduler=True))
+    life.tick()
+    life.see(offer=OFFER)
+    guards = [effect for effect in life.see(created=life.instance()).effects if isinstance(effect, fx.Guard)]
+    assert [guard.until for guard in guards] == [NOW + timedelta(hours=3, seconds=Policy().reap_overtime_s)]
+    life.see(host=HostFacts(incarnation="inc", boot="b"))
+    assert life.job.phase is Phase.PROVISIONING
+    life.see(guarded=True)
+    assert life.job.phase is Phase.TRANSFERRING
 
 
 # ------------------------------------------------------------------------------------------------------------ bugs of ours

@@ -10,6 +10,7 @@ end with a slash, except where the provider's own client has none.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -17,13 +18,14 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from remote_trainer.drivers.vastai.envelope import Already, Gone, Reply, read
+from remote_trainer.drivers.vastai.envelope import Already, Gone, Reply, Scheduled, read
 from remote_trainer.drivers.vastai.pace import Pace, shared
 from remote_trainer.errors import Ambiguous, Transient
 
 _DRIVER = "vastai"
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _CREATE_TIMEOUT = httpx.Timeout(100.0, connect=10.0)  # renting takes its time, and its reply is worth waiting for
+_HOUR_S = 3600
 _PAGE = 25  # the provider's most
 _PAGES_MAX = 200
 _TRIES = 4
@@ -119,6 +121,28 @@ class VastApi:
             await self._safe("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", body={})
         except Gone:
             return
+
+    async def schedule_destroy(self, instance_id: str, at: float) -> None:
+        """Let the provider destroy an instance at the first full hour after ``at``, seconds since the epoch; replaces an earlier time.
+
+        It acts at minute 0 of each hour from the one that contains the start on, for a day: the first that works is the last.
+        """
+        start = math.ceil(at / _HOUR_S) * _HOUR_S + 1
+        body = {
+            "start_time": start,
+            "end_time": start + 24 * _HOUR_S,
+            "api_endpoint": f"/api/v0/instances/{instance_id}/",
+            "request_method": "DELETE",
+            "request_body": {},
+            "day_of_the_week": None,
+            "hour_of_the_day": None,
+            "frequency": "HOURLY",
+            "instance_id": int(instance_id),
+        }
+        try:
+            await self._safe("schedule", "POST", "/api/v0/commands/schedule_job/", body=body)
+        except Scheduled as known:
+            await self._safe("schedule", "PUT", f"/api/v0/commands/schedule_job/{known.job_id}/", body=body)
 
     async def attach_key(self, instance_id: str, public_key: str) -> None:
         """Let a public key in; one that is there already is fine."""

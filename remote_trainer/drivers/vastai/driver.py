@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class VastDriver:
     """Rents machines with one account."""
 
     name = "vastai"
-    abilities = Abilities(visibility_lag_s=_LAG_S)
+    abilities = Abilities(visibility_lag_s=_LAG_S, scheduler=True)
     option_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "properties": {
@@ -78,7 +79,7 @@ class VastDriver:
         self._url = str(options.get("url") or os.environ.get("VAST_URL") or _URL).rstrip("/")
         self._image = str(options.get("image", ""))
         self._user = str(options.get("user", _USER))
-        self.abilities = Abilities(visibility_lag_s=float(options.get("visibility_lag_s", _LAG_S)))
+        self.abilities = Abilities(visibility_lag_s=float(options.get("visibility_lag_s", _LAG_S)), scheduler=True)
         self._wishes = _wishes(options)
         self._opened: VastApi | None = None
         self._key_path: Path | None = settings.ssh_key
@@ -131,6 +132,9 @@ class VastDriver:
     async def destroy(self, instance: Instance) -> None:
         await self._api.destroy(instance.id)
         self._let_in.discard(instance.id)
+
+    async def guard(self, instance: Instance, until: datetime) -> None:
+        await self._api.schedule_destroy(instance.id, until.timestamp())
 
     async def connect(self, instance: Instance) -> Transport:
         host, port = instance.address.get("host"), instance.address.get("port")

@@ -47,6 +47,14 @@ class OfferGone(Permanent):
         super().__init__(message, driver=_DRIVER, operation="create")
 
 
+class Scheduled(Permanent):
+    """The instance has a scheduled request already."""
+
+    def __init__(self, message: str, *, job_id: int) -> None:
+        self.job_id = job_id
+        super().__init__(message, driver=_DRIVER, operation="schedule")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A reply as it came; header names in lower case."""
@@ -81,6 +89,9 @@ def _refusal(reply: Reply, fields: Mapping[str, Any], operation: str, now: float
     if operation == "create" and _has(words, _NO_OFFER_WORDS):
         leftover = fields.get("new_contract")
         return OfferGone(f"the offer is gone: {words}", leftover=leftover if isinstance(leftover, int) else None)
+    known = fields.get("scheduled_job_id")
+    if operation == "schedule" and reply.status == 422 and isinstance(known, int):
+        return Scheduled(f"it is scheduled already: {words}", job_id=known)
     kind, message = _meaning(reply, words, operation)
     return kind(message, driver=_DRIVER, operation=operation)
 
