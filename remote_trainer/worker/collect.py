@@ -166,7 +166,7 @@ class Collector:
                 f"{artifact.path} cannot be put into the spool folder {self.spool} ({error}): make room"
             ) from error
         if found != artifact.sha256:
-            await asyncio.to_thread(spooled.unlink)
+            await asyncio.to_thread(spooled.unlink, missing_ok=True)  # a stale worker of this machine may have been quicker
             raise DigestMismatch(f"{artifact.path} changed while it was fetched")
         self._fetched.add(artifact)
 
