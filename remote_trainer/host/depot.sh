@@ -383,7 +383,7 @@ verb_outputs() { # KEY SETTLED REGEX; lines "SHA256 SIZE MTIME CTIME INODE ./PAT
     [ -n "$_found" ] || return 0
     say "$_found"
     # A file that changed within this second may change again without its times telling: its digest is not kept.
-    say "$_found" | awk -v now="$(date +%s)" 'now - $4 >= 2' >"$KNOWN.$$" 2>/dev/null && mv -f "$KNOWN.$$" "$KNOWN"
+    say "$_found" | awk -v now="$(date +%s)" 'now - $4 >= 2' >"$KNOWN.$$" 2>/dev/null && [ -s "$KNOWN.$$" ] && mv -f "$KNOWN.$$" "$KNOWN"
     rm -f "$KNOWN.$$"
 }
 

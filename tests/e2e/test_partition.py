@@ -111,9 +111,9 @@ async def test_a_host_cut_off_for_long(
             for each in broken:
                 each.cut()
             before = {job.id: (await rig.app.store.get(job.id)).phase for job in given.all}
+            worker.kill()  # first: it still knows what the host is, and would begin a new job's transfer
             fresh = await _new(rig, given.running)
             await jobs.cancel(rig.app, given.cancelled.id)
-            worker.kill()
             await asyncio.sleep(LEASE_S)  # a worker of another machine would have had to wait for that
             await _silence(rig, rig.worker(), given, fresh)
             assert {job.id: (await rig.app.store.get(job.id)).phase for job in given.all} == before, rig.story()

@@ -159,6 +159,7 @@ class Upload(Way):
 class Download(Way):
     """An object from a bucket."""
 
+    slack = max(0.02 * SIZE, 1 << 20) + 300_000  # what a damaged record of the encryption throws away is under way
     name = "checkpoint from a bucket"
     up = False
     objects: Objects
