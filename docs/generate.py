@@ -50,6 +50,7 @@ _REASONS = {
     Reason.TRANSFER_FAILED: ("the inputs cannot be brought to the host", "the message names the file"),
     Reason.ARTIFACTS_MISSING: ("the steps exited 0 and left nothing for a required output", "check the recipe's outputs"),
     Reason.INSTANCE_GONE: ("the provider no longer lists the instance", "nothing: the next attempt resumes"),
+    Reason.EVICTED: ("the provider gave the spot machine to somebody who pays more", "nothing: the next attempt resumes on another machine"),
     Reason.HOST_REBOOTED: ("the host, or its container, restarted under the step", "nothing: the next attempt resumes"),
     Reason.SUPERVISOR_LOST: ("the step's processes were killed on the host", "look for the out-of-memory killer there"),
     Reason.HOST_WIPED: ("the host's disk is not the one we set up", "nothing: the next attempt starts over there"),

@@ -40,7 +40,7 @@ class LocalDriver:
         self._root = Path(options.get("root", settings.state_dir / "local")).expanduser().absolute()
         self._transport = CommandTransport()
 
-    async def offers(self, wanted: Resources) -> Sequence[Offer]:
+    async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
         return [Offer(id="local", driver=self.name, description="this machine")]
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:

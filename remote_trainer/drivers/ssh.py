@@ -52,7 +52,7 @@ class SshDriver:
         if self._identity and not self._identity.is_file():
             raise ConfigError(f"the key file {self._identity} is not there: check the option identity")
 
-    async def offers(self, wanted: Resources) -> Sequence[Offer]:
+    async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
         return [Offer(id=self._host, driver=self.name, description=self._host)]
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:

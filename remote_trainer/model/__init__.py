@@ -10,7 +10,7 @@ from __future__ import annotations
 from remote_trainer.model.attempt import Artifact, Attempt, Checkpoint, Manifest, StepRun, StepState
 from remote_trainer.model.basics import SCHEMA, JobId, Phase, Reason, Token, Verdict
 from remote_trainer.model.inputs import Chunk, Input
-from remote_trainer.model.job import Job, Lease, Limits
+from remote_trainer.model.job import Job, Lease, Limits, Place, Provision, Strategy
 from remote_trainer.model.machine import HostFacts, Instance, InstanceState, Offer
 from remote_trainer.model.plan import Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
 from remote_trainer.model.records import Event, LogChunk, Metric, log_stream
@@ -38,13 +38,16 @@ __all__ = [
     "OutputKind",
     "Pattern",
     "Phase",
+    "Place",
     "Plan",
     "PlannedStep",
+    "Provision",
     "Reason",
     "Resources",
     "Retries",
     "StepRun",
     "StepState",
+    "Strategy",
     "Token",
     "Verdict",
     "log_stream",

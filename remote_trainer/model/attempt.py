@@ -83,6 +83,7 @@ class Attempt:
     number: int
     label: str  # rt-<deployment>-<job>-a<n>
     started_at: datetime
+    place: int = 0  # which of the job's places it runs at
     offer: Offer | None = None
     requested_at: datetime | None = None  # saved before the create request is sent
     instance: Instance | None = None
@@ -91,6 +92,9 @@ class Attempt:
     restored: Checkpoint | None = None
     checkpoint: Checkpoint | None = None  # newest verified one of this attempt
     manifest: Manifest | None = None
+    bytes_in: int = 0  # brought to the machine
+    bytes_out: int = 0  # and fetched from it
+    ready_at: datetime | None = None  # since when the provider charges for more than the disk
     executing_at: datetime | None = None
     fetching_at: datetime | None = None
     releasing_at: datetime | None = None

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NewType
 
 #: Version of the stored job document. A worker leaves a job with a higher one alone.
-SCHEMA = 1
+SCHEMA = 2
 
 JobId = NewType("JobId", str)
 #: Fencing token: handed out by the store at each claim of a job; only grows.
@@ -57,6 +57,7 @@ class Reason(StrEnum):
     TRANSFER_FAILED = "transfer_failed"
     ARTIFACTS_MISSING = "artifacts_missing"
     INSTANCE_GONE = "instance_gone"
+    EVICTED = "evicted"
     HOST_REBOOTED = "host_rebooted"
     SUPERVISOR_LOST = "supervisor_lost"
     HOST_WIPED = "host_wiped"

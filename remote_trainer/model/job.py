@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any
 
 from remote_trainer.model.attempt import Attempt
@@ -23,6 +24,36 @@ class Limits:
     max_attempts: int = 3
 
 
+class Strategy(StrEnum):
+    """How a job with several places to run at chooses among them."""
+
+    PREFERRED = "preferred"  # the first that has a machine, in the order given
+    CHEAPEST = "cheapest"  # the least expected cost of the whole run, over all of them
+    FASTEST = "fastest"  # the earliest expected end, over all of them
+    QUEUE = "queue"  # the first that has a machine, and waits for one rather than fail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job may run: a driver with its options."""
+
+    driver: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"host": "user@box:22"}; no secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provision:
+    """How a job gets its machines."""
+
+    strategy: Strategy = Strategy.PREFERRED
+    race: int = 1  # machines rented at once for one attempt: the first that is ready is kept, the others are returned
+    spot: bool = False  # rent machines that the provider may take back, where there are such
+    max_evictions: int = 2  # after so many of them the job rents on demand
+    bid_margin: Decimal = Decimal("1.25")  # what is bid, as a multiple of the least that would win
+    raise_bid: bool = False  # bid more, up to the job's other caps, when a running machine is about to be lost
+    min_mbit: float = 0.0  # a rented machine to which less comes through is changed for another one; Mbit/s, 0: any will do
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """The durable request: this plan, this data, this budget; and how far it is."""
@@ -34,6 +65,8 @@ class Job:
     created_at: datetime
     tenant: str = "default"
     driver_options: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"host": "user@box:22"}; no secrets
+    fallbacks: tuple[Place, ...] = ()  # where else it may run
+    provision: Provision = Provision()
     inputs: tuple[Input, ...] = ()
     limits: Limits = Limits()
     priority: int = 0  # higher first
@@ -51,6 +84,11 @@ class Job:
 
     #: Set by the store from its own column, never by save(): the user's wish must not be lost to a worker's write.
     cancel_requested_at: datetime | None = None
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Everywhere the job may run; an attempt names one by its index."""
+        return (Place(driver=self.driver, options=self.driver_options), *self.fallbacks)
 
     @property
     def attempt(self) -> Attempt | None:

@@ -19,7 +19,11 @@ class Offer:
     id: str
     driver: str
     description: str = ""
-    price_per_hour: Decimal = Decimal(0)  # US dollars, disk included
+    price_per_hour: Decimal = Decimal(
+        0
+    )  # US dollars, disk included; of a spot offer: with the least bid that would win, then with ours
+    disk_per_hour: Decimal = Decimal(0)  # the part of it that is paid from the request on, whatever state the machine is in
+    spot: bool = False  # the provider may take the machine back for somebody who pays more
     resources: Resources = Resources()
     machine: str = ""  # the machine behind it, by the provider's id: several offers may be parts of one
     speed: float = 1.0  # how much faster a training runs there than on the driver's reference GPU
@@ -48,7 +52,9 @@ class Instance:
     borrowed: bool = False
     address: Mapping[str, Any] = field(default_factory=dict)  # what the driver's connect() needs; no secrets
     host_key: str = ""  # pinned OpenSSH public key line; empty until first use
-    price_per_hour: Decimal = Decimal(0)
+    price_per_hour: Decimal = Decimal(0)  # US dollars, disk included, as the provider says now; 0: it does not say
+    disk_per_hour: Decimal = Decimal(0)
+    min_bid: Decimal = Decimal(0)  # US dollars an hour, without the disk, that a spot machine costs others; 0: not known
     created_at: datetime | None = None
     message: str = ""  # the provider's own words
 

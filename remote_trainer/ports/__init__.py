@@ -8,7 +8,20 @@ the suite first. Nothing here may be specific to one provider, database or shell
 from __future__ import annotations
 
 from remote_trainer.ports.clock import Clock
-from remote_trainer.ports.driver import Abilities, Driver, DriverSettings, Refusal, Spec, Survey, Surveyor
+from remote_trainer.ports.driver import (
+    Abilities,
+    Bidder,
+    Biller,
+    Charge,
+    Driver,
+    DriverSettings,
+    Recorder,
+    Refusal,
+    SelfEnding,
+    Spec,
+    Survey,
+    Surveyor,
+)
 from remote_trainer.ports.host import Ended, Follow, FollowItem, Heartbeat, Host, Output, RemoteFile, StepSpec, StepStatus
 from remote_trainer.ports.objects import Objects, StoredObject
 from remote_trainer.ports.store import Change, JobQuery, Page, Renewal, Store
@@ -16,8 +29,11 @@ from remote_trainer.ports.transport import Channel, Completed, Progress, Transpo
 
 __all__ = [
     "Abilities",
+    "Bidder",
+    "Biller",
     "Change",
     "Channel",
+    "Charge",
     "Clock",
     "Completed",
     "Driver",
@@ -32,9 +48,11 @@ __all__ = [
     "Output",
     "Page",
     "Progress",
+    "Recorder",
     "Refusal",
     "RemoteFile",
     "Renewal",
+    "SelfEnding",
     "Spec",
     "StepSpec",
     "StepStatus",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +22,8 @@ class Abilities:
     """Facts the core needs about a driver."""
 
     borrowed: bool = False  # machines are only lent to us: nothing is rented, listed or destroyed
-    spot: bool = False
+    spot: bool = False  # it rents machines that the provider may take back; it is a ``Bidder``
+    records: bool = False  # the provider keeps records of what was asked of it; it is a ``Recorder``
     visibility_lag_s: float = 0.0  # a created instance may be missing from the listing for that long
     scheduler: bool = False  # the provider can destroy by itself at a set time
 
@@ -63,8 +65,11 @@ class Driver(Protocol):
     name: str
     abilities: Abilities
 
-    async def offers(self, wanted: Resources) -> Sequence[Offer]:
-        """Return what could be rented now. May block for one request."""
+    async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
+        """Return what could be rented now: on demand, or at the least bid that would win. May block for one request.
+
+        ``spot`` is asked for only where ``abilities.spot``.
+        """
         ...
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
@@ -112,11 +117,65 @@ class Driver(Protocol):
 class Surveyor(Protocol):
     """What a driver may have besides: one whose offers are chosen from a market can say what it passed over."""
 
-    async def survey(self, wanted: Resources) -> Survey:
+    async def survey(self, wanted: Resources, *, spot: bool = False) -> Survey:
         """Return the very offers that ``offers()`` would, and what else is on the market with the reason it is refused.
 
         For people to read, on their request: it may ask the provider more than ``offers()`` does. What is refused may be a sample.
         """
+        ...
+
+
+@runtime_checkable
+class Bidder(Protocol):
+    """What a driver is besides, where ``abilities.spot``."""
+
+    async def bid(self, instance: Instance, price: Decimal) -> None:
+        """Bid so much for a spot machine, US dollars an hour without its disk. Idempotent; one that is gone is no error."""
+        ...
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """What a driver is besides, where ``abilities.records``."""
+
+    async def recorded(self, offer: Offer, label: str, since: datetime) -> Sequence[Instance]:
+        """Return what requests for that offer made since then by the provider's own records, even where no listing shows it.
+
+        Only what may be the label's: what is known to carry another label, or to be gone, is left out. May block for a few requests.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What the provider billed for one instance on one day, US dollars; grows until the provider has counted everything."""
+
+    instance: str
+    label: str  # empty where the provider does not say
+    day: datetime  # its first moment, UTC
+    amount: Decimal
+
+
+@runtime_checkable
+class Biller(Protocol):
+    """What a driver may be besides: one whose provider says what it bills."""
+
+    async def credit(self) -> Decimal:
+        """Return what is left to spend, US dollars."""
+        ...
+
+    async def charges(self, since: datetime, until: datetime) -> Sequence[Charge]:
+        """Return what was billed for instances in that time: complete as far as the provider knows, or raises."""
+        ...
+
+
+@runtime_checkable
+class SelfEnding(Protocol):
+    """What a driver may be besides: one whose machines can end themselves with what they find on themselves."""
+
+    @property
+    def farewell(self) -> str:
+        """POSIX sh text that, run on a rented machine, ends it: exits 0 once the provider has accepted. Holds no secret."""
         ...
 
 

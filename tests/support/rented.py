@@ -135,7 +135,7 @@ class RentedDriver:
         self._ssh = SshDriver({key: value for key, value in options.items() if key in ("host", "host_key", "identity")}, settings)
         self._host_key: str = options["host_key"]
 
-    async def offers(self, wanted: Resources) -> Sequence[Offer]:
+    async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
         await asyncio.sleep(_REPLY_S)
         return [Offer(id="folder", driver=self.name, price_per_hour=Decimal(1))]
 

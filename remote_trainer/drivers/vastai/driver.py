@@ -96,11 +96,11 @@ class VastDriver:
             self._opened = VastApi(self._url, key)
         return self._opened
 
-    async def offers(self, wanted: Resources) -> Sequence[Offer]:
+    async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
         suitable, _ = sieve(await self._api.offers(query(self._wishes, wanted)), self._wishes, wanted)
         return suitable
 
-    async def survey(self, wanted: Resources) -> Survey:
+    async def survey(self, wanted: Resources, *, spot: bool = False) -> Survey:
         found = await self._api.offers(query(self._wishes, wanted))
         suitable, _ = sieve(found, self._wishes, wanted)
         _, refused = sieve([*found, *await self._api.offers(wide_query(wanted))], self._wishes, wanted)

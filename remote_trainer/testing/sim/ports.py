@@ -92,7 +92,7 @@ class SimDriver:
         self._line, self._world = line, line.world
         self.abilities = Abilities(borrowed=line.world.profile.borrowed, visibility_lag_s=line.world.faults.lag_s)
 
-    async def offers(self, wanted: Resources) -> Sequence[Offer]:
+    async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
         price = Decimal(0) if self.abilities.borrowed else Decimal("0.04")
         return await self._answer(lambda: [Offer(id=f"o{number}", driver=self.name, price_per_hour=price) for number in (1, 2)])
 
