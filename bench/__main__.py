@@ -7,6 +7,7 @@ Rules for editing: options are the modules' own (`python -m bench.follow --help`
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -18,10 +19,11 @@ NAMES = ("latency", "follow", "takeover", "recover", "transfer", "remote_exec", 
 
 def main() -> int:
     """Run what was asked for; returns how many failed."""
-    names = sys.argv[1:] or NAMES
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run benchmarks and print their tables.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of them, or some of {', '.join(NAMES)}")
+    names = parser.parse_args().names or NAMES
     if unknown := [name for name in names if name not in NAMES]:
-        print(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
-        return 2
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}")
     print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}", flush=True)
     failed = 0
     for name in names:

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     )
     state_dir: AbsolutePath = Field(
         default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"),
-        description="pinned host keys, files on their way to the object store",
+        description="jobs of the driver `local`, the key pair for rented machines, files on their way to the object store, logs",
     )
     cache_dir: AbsolutePath = Field(
         default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"), description="packed datasets, named by digest; may be deleted"
@@ -129,7 +129,8 @@ class Settings(BaseSettings):
     tools_path: SearchPath = Field(default=(), description="further folders with tools, separated by colons")
     drivers_path: SearchPath = Field(default=(), description="further folders with driver profiles, separated by colons")
     ssh_key: AbsolutePath | None = Field(
-        default=None, description="private key for hosts; empty: what `~/.ssh` and the agent offer"
+        default=None,
+        description="private key for hosts; empty: what `~/.ssh` and the agent offer, for rented machines the pair in `state_dir`",
     )
     known_hosts: AbsolutePath | None = Field(default=None, description="known hosts file; empty: `~/.ssh/known_hosts`")
     connect_timeout_s: Seconds = Field(default=20.0, description="how long opening a connection to a host may take")
