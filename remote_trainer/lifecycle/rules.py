@@ -231,7 +231,7 @@ def settled_at(moment: Moment) -> datetime:
     """Return from when on a listing shows whatever the attempt's request may have made.
 
     Counted on this worker's clock alone, since another one's may go wrong: from the answer to its own request, or from when it took
-    the job: a request of an earlier holder was sent before that, or is not sent any more (``Performer._check_in_time``).
+    the job: a request of an earlier holder was sent before that, or is not sent any more (``Machine._check_in_time``).
     """
     lag_s = moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
     return (moment.seen.answered_at or moment.seen.since) + timedelta(seconds=lag_s)

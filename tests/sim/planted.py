@@ -25,13 +25,14 @@ from remote_trainer.testing.sim.machine import Machine
 from remote_trainer.testing.sim.ports import SimDriver, SimObjects, StoreLine
 from remote_trainer.testing.sim.store import SimStore
 from remote_trainer.worker import holdings, reaper, runner, trouble
+from remote_trainer.worker.machine import Machine as RealMachine
 from remote_trainer.worker.perform import Performer
 
 Patch = pytest.MonkeyPatch
 
 
 def create_again_when_unsure(patch: Patch) -> None:
-    create = Performer._create
+    create = RealMachine.create
 
     async def twice(self: Any, label: str) -> None:
         try:
@@ -39,7 +40,7 @@ def create_again_when_unsure(patch: Patch) -> None:
         except Ambiguous:
             await create(self, label)
 
-    patch.setattr(Performer, "_create", twice)
+    patch.setattr(RealMachine, "create", twice)
 
 
 def believe_absence_at_once(patch: Patch) -> None:
@@ -60,7 +61,7 @@ def believe_a_part_of_the_listing(patch: Patch) -> None:
 
 
 def take_a_failed_listing_for_an_empty_one(patch: Patch) -> None:
-    find = Performer._find_instance
+    find = RealMachine.find_instance
 
     async def careless(self: Any, label: str) -> None:
         try:
@@ -69,7 +70,7 @@ def take_a_failed_listing_for_an_empty_one(patch: Patch) -> None:
             now = self._shop.clock.now()
             self._patient.observe(lambda seen: replace(seen, instances=(), instances_at=now))
 
-    patch.setattr(Performer, "_find_instance", careless)
+    patch.setattr(RealMachine, "find_instance", careless)
 
 
 def forget_the_request(patch: Patch) -> None:

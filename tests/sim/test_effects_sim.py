@@ -94,7 +94,7 @@ def test_a_running_step_is_adopted_also_by_a_worker_without_its_secrets(tmp_path
     """Whoever takes over needs no secrets for what another worker has started."""
 
     async def adopt(world: World, runner: JobRunner, performer: Performer) -> None:
-        host = await performer._shop.host(performer._driver, BORROWED)
+        host = await performer._machine._shop.host(performer._machine._driver, BORROWED)
         await host.start(LABEL, Token(1), StepSpec(key="s1.1", script=""), incarnation="own", deadman_s=3600)
         await performer.perform(fx.StartStep(LABEL, "s1.1"))
         assert "s1.1" in runner.seen.steps

@@ -14,7 +14,7 @@ from remote_trainer import effects as fx
 from remote_trainer.errors import ConfigError, HostUnreachable, Permanent
 from remote_trainer.model import Attempt, HostFacts, Instance, Lease, Token
 from remote_trainer.policy import Policy
-from remote_trainer.worker.perform import Performer
+from remote_trainer.worker.machine import Machine
 from remote_trainer.worker.runner import JobRunner
 from tests.unit.life import NOW, RENTED, a_job
 
@@ -98,9 +98,9 @@ def a_patient(facts: HostFacts | None, listed: tuple[Instance, ...] | None = Non
 async def test_a_key_that_is_missing_here_says_nothing_about_a_machine(error: Exception) -> None:
     """A worker that comes back without its provider's key ends no training; before a machine was ever reached, that is final."""
     for facts, expected in ((FACTS, HostUnreachable), (None, type(error))):
-        performer = Performer(cast(Any, Door(error)), cast(Any, None), a_patient(facts))
+        machine = Machine(cast(Any, Door(error)), cast(Any, None), a_patient(facts))
         with pytest.raises(expected, match="key"):
-            await performer._host()
+            await machine.host()
 
 
 async def test_a_machine_is_found_at_its_newest_address() -> None:
@@ -108,6 +108,6 @@ async def test_a_machine_is_found_at_its_newest_address() -> None:
     door = Door()
     moved = replace(MACHINE, address={"host": "new"}, host_key="")
     for listed in (None, (replace(MACHINE, address={}),), (moved,)):
-        await Performer(cast(Any, door), cast(Any, None), a_patient(FACTS, listed))._host()
+        await Machine(cast(Any, door), cast(Any, None), a_patient(FACTS, listed)).host()
     assert [dict(one.address) for one in door.opened] == [{"host": "old"}, {"host": "old"}, {"host": "new"}]
     assert {one.host_key for one in door.opened} == {"pinned"}
