@@ -9,7 +9,9 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +20,12 @@ from remote_trainer.dataset.pack import pack
 from remote_trainer.host import scripts
 from remote_trainer.host.depot import Depot
 from remote_trainer.model import Input
-from remote_trainer.ports import Transport
+from remote_trainer.ports import DriverSettings, Transport
+from remote_trainer.testing.netfault import Link
 from remote_trainer.transport.command import CommandTransport
+from remote_trainer.transport.ssh import SshTransport
+from tests.support.smalldisk import small_disk
+from tests.support.sshd import SshdServer
 
 NOBODY = 65534
 KEY = "rt-test-job-a1"
@@ -67,6 +73,27 @@ async def host_of(transport: Transport, root: Path, cache: Path) -> DepotHost:
     await scripts.install(transport, str(root))
     (root / "inc").write_text("test")
     return DepotHost(Depot(transport, str(root)), root, Cache(cache))
+
+
+@asynccontextmanager
+async def depot_host(kind: str, tmp: Path, *, disk: str = "") -> AsyncIterator[DepotHost]:
+    """A host of that kind, ``tmp`` for our end; where ``disk`` is given (`1m`) its root is a disk of that size."""
+    folder = Path(tempfile.mkdtemp(prefix="rt-depot-"))  # pytest's own are closed to other users
+    try:
+        with small_disk(folder / "rt root", disk) if disk else nullcontext(folder / "rt root") as root:
+            yield await host_of(transport_of(kind, folder), root, tmp / "cache")
+    finally:
+        subprocess.run(["chmod", "-Rf", "u+w", folder], check=False)  # inputs are read-only
+        shutil.rmtree(folder, ignore_errors=True)  # a mark that is being replaced may vanish meanwhile
+
+
+@asynccontextmanager
+async def far_host(server: SshdServer, link: Link, tmp: Path, **settings: float) -> AsyncIterator[DepotHost]:
+    """A host that is an OpenSSH server behind a link, ``tmp`` for our end; the settings are those of drivers."""
+    known = DriverSettings(state_dir=tmp / "state", ssh_key=server.key_path, **settings)  # type: ignore[arg-type]
+    transport = SshTransport(f"{server.user}@{server.host}:{link.port}", known, host_key=server.host_key_public)
+    yield await host_of(transport, server.home / "rt", tmp / "cache")
+    await transport.close()
 
 
 def transport_of(kind: str, folder: Path) -> CommandTransport:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.support.smalldisk import small_disk
+
 T = TypeVar("T")
 SUPERVISOR = Path(__file__).parents[2] / "remote_trainer" / "host" / "supervisor.sh"
 NOBODY = 65534
@@ -204,6 +206,17 @@ def running(kind: Kind) -> Iterator[Host]:
     finally:
         host.end()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running_small(kind: Kind, size: str, *, names: int | None = None) -> Iterator[Host]:
+    """A host whose root is a disk of that size, with room for so many files and folders."""
+    with running(kind) as host, small_disk(host.root, size, names=names):
+        try:
+            host.ok("init", "inc1")
+            yield host
+        finally:
+            host.end()  # before its disk goes
 
 
 class Follower:

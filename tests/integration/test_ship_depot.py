@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -23,7 +21,8 @@ from remote_trainer.host.depot import Depot, outcome, relative
 from remote_trainer.ports import Channel
 from remote_trainer.transport.command import CommandTransport
 from remote_trainer.worker.ship import restore, ship
-from tests.integration.depot_host import KEY, KINDS, DepotHost, content, host_of, make, transport_of, until
+from tests.integration.depot_host import KEY, KINDS, DepotHost, content, depot_host, host_of, make, until
+from tests.support.smalldisk import small_disk
 
 pytestmark = pytest.mark.shells
 BIG = 3 * manifest.SMALL_CHUNK + 12345
@@ -31,25 +30,15 @@ BIG = 3 * manifest.SMALL_CHUNK + 12345
 
 @pytest.fixture(params=KINDS)
 async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[DepotHost]:
-    folder = Path(tempfile.mkdtemp(prefix="rt-depot-"))  # pytest's own are closed to other users
-    yield await host_of(transport_of(request.param, folder), folder / "rt root", tmp_path / "cache")
-    remove(folder)
+    async with depot_host(request.param, tmp_path) as host:
+        yield host
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """Four MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def remove(folder: Path) -> None:
-    """Inputs are read-only; a mark that is being replaced may vanish meanwhile."""
-    subprocess.run(["chmod", "-Rf", "u+w", folder], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
+    with small_disk(tmp_path / "small", "4m") as disk:
+        yield disk
 
 
 @pytest.fixture
@@ -269,10 +258,9 @@ async def test_a_tree_that_was_not_on_disk_when_the_machine_went_down_is_shipped
 # -- space
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
-async def test_a_disk_too_small_is_told_before_anything_is_sent(small_disk: Path, tmp_path: Path) -> None:
+async def test_a_disk_too_small_is_told_before_anything_is_sent(disk: Path, tmp_path: Path) -> None:
     """The figures are in the error, and no chunk is on the host."""
-    host = await host_of(CommandTransport(), small_disk / "rt", tmp_path / "cache")
+    host = await host_of(CommandTransport(), disk / "rt", tmp_path / "cache")
     given = await host.packed(make(tmp_path / "data", big=20 << 20))
     with pytest.raises(HostFull, match=r"needs 0\.02 GB .* 0\.00 GB are free"):
         await ship(host.depot, KEY, [given], host.cache)
@@ -280,14 +268,13 @@ async def test_a_disk_too_small_is_told_before_anything_is_sent(small_disk: Path
 
 
 @pytest.mark.fault("host-disk-full")
-@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 @pytest.mark.parametrize("big", [0, 20 << 20])
 async def test_a_disk_that_fills_up_meanwhile_is_told(
-    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: int
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: int
 ) -> None:
     """Somebody else fills the disk in mid-transfer: HostFull, not a hang and not a damaged tree."""
     monkeypatch.setattr("remote_trainer.worker.ship._SPARE", -(1 << 40))
-    host = await host_of(CommandTransport(), small_disk / "rt", tmp_path / "cache")
+    host = await host_of(CommandTransport(), disk / "rt", tmp_path / "cache")
     files = {f"{number}": os.urandom(100_000) for number in range(60)}
     given = await host.packed(make(tmp_path / "data", {"one": b"1"} if big else files, big=big))
     with pytest.raises(HostFull, match="no space left"):
@@ -312,73 +299,7 @@ async def test_old_data_makes_room_and_a_live_job_keeps_its_own(host: DepotHost,
     assert await host.depot.digests() == {inputs[0].digest}
 
 
-# -- outputs and checkpoints
-
-
-async def test_outputs_are_listed_with_digests(host: DepotHost) -> None:
-    """Regular files that match a glob, with size and SHA-256; links, pipes and names with control characters are not there."""
-    output = host.work() / "output"
-    make(
-        output,
-        {"lora.safetensors": b"l", "samples/a b.png": b"p", "samples/deep/c.png": b"q", "ckpt-1/model.bin": b"m", "x\ny": b"n"},
-    )
-    (output / "link.safetensors").symlink_to("/etc/passwd")
-    (output / "samples" / "folder").symlink_to("/etc")
-    os.mkfifo(output / "pipe")
-
-    async def listed(*globs: str) -> list[str]:
-        return sorted(file.path for file in await host.depot.outputs(KEY, globs, settled_s=0))
-
-    assert await listed("*.safetensors") == ["lora.safetensors"]
-    assert await listed("samples/*.png") == ["samples/a b.png"]
-    assert await listed("**/*.png", "ckpt-[0-9]/**") == ["ckpt-1/model.bin", "samples/a b.png", "samples/deep/c.png"]
-    assert await listed("**") == ["ckpt-1/model.bin", "lora.safetensors", "samples/a b.png", "samples/deep/c.png"]
-    (file,) = await host.depot.outputs(KEY, ["lora*"], settled_s=0)
-    assert (file.size, file.sha256) == (1, "acac86c0e609ca906f632b0e2dacccb2b77d22b0621f20ebece1a4835b93f6f0")
-
-
-async def test_files_still_written_are_left_out(host: DepotHost) -> None:
-    """A file that changed within the time to settle is not listed, whatever modification time it claims."""
-    output = host.work() / "output"
-    (output / "fresh").write_bytes(b"f")
-    os.utime(output / "fresh", (1, 1))
-    assert await host.depot.outputs(KEY, ["**"], settled_s=3600) == ()
-    assert len(await host.depot.outputs(KEY, ["**"], settled_s=0)) == 1
-
-
-async def test_a_change_is_hashed_again(plain: DepotHost) -> None:
-    """A digest is kept for a file that has rested, and computed anew when the file changes."""
-    path = plain.work() / "output" / "model"
-    path.write_bytes(b"one")
-    (first,) = await plain.depot.outputs(KEY, ["*"], settled_s=0)
-    known = plain.root / "j" / KEY / "digests"
-    while not known.exists():
-        await asyncio.sleep(0.2)
-        await plain.depot.outputs(KEY, ["*"], settled_s=0)
-    known.write_text(known.read_text().replace(first.sha256, "0" * 64))
-    (second,) = await plain.depot.outputs(KEY, ["*"], settled_s=0)
-    assert second.sha256 == "0" * 64  # it was not read again
-    path.write_bytes(b"two")
-    (third,) = await plain.depot.outputs(KEY, ["*"], settled_s=0)
-    assert third.sha256 not in (first.sha256, "0" * 64)
-
-
-async def test_no_output_folder_is_no_output(host: DepotHost) -> None:
-    """A job that wrote nothing has nothing."""
-    assert await host.depot.outputs(KEY, ["**"], settled_s=0) == ()
-
-
-async def test_parts_of_files_are_read(host: DepotHost) -> None:
-    """Bytes from an offset, at most so many; nothing past the end, of a link, or of what is not there."""
-    folder = host.work()
-    (folder / "metrics.jsonl").write_bytes(b"0123456789")
-    (folder / "link").symlink_to("/etc/passwd")
-    assert await host.depot.read(KEY, "metrics.jsonl", offset=3, limit=4) == b"3456"
-    assert await host.depot.read(KEY, "metrics.jsonl", offset=10) == b""
-    assert await host.depot.read(KEY, "absent", offset=0) == b""
-    assert await host.depot.read(KEY, "link", offset=0) == b""
-    with pytest.raises(Conflict):
-        await host.depot.read(KEY, "../../../inc", offset=0)
+# -- checkpoints
 
 
 async def test_a_checkpoint_comes_back(host: DepotHost, tmp_path: Path) -> None:

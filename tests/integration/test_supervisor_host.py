@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.supervisor_host import KINDS, RECORD_START, SUPERVISOR, Follower, Host, Kind, eventually, running
+from tests.integration.supervisor_host import (
+    KINDS,
+    RECORD_START,
+    SUPERVISOR,
+    Follower,
+    Host,
+    Kind,
+    eventually,
+    running,
+    running_small,
+)
+from tests.support.smalldisk import fill
 
 pytestmark = pytest.mark.shells
 
@@ -152,32 +163,13 @@ def test_secrets_that_came_in_damaged_are_refused(given: str) -> None:
 
 @pytest.fixture(params=[Kind("dash"), Kind("bash"), Kind("busybox")], ids=str)
 def small_host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    """A host whose root is a file system of 512 kB."""
-    with running(request.param) as host:
-        mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(host.root)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-            pytest.skip("needs root, to mount a small file system")
-        try:
-            host.ok("init", "inc1")
-            yield host
-        finally:
-            host.end()
-            subprocess.run(["umount", "-l", str(host.root)], check=True)
-
-
-def fill(host: Host) -> Path:
-    path = host.root / "fill"
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return path
+    with running_small(request.param, "512k") as host:
+        yield host
 
 
 def test_nothing_half_done_is_left_on_a_full_disk(small_host: Host) -> None:
     """Every verb that must write says 28 and leaves nothing that later counts; with space again the same calls succeed."""
-    full = fill(small_host)
+    full = fill(small_host.root)
     replies = [
         small_host.launch("job", "s.1", RECORD_START + "exit 3"),
         small_host.run("prep", "job", "s.1", stdin="exit 3\n"),
@@ -197,7 +189,7 @@ def test_nothing_half_done_is_left_on_a_full_disk(small_host: Host) -> None:
 def test_a_start_that_meets_a_full_disk_says_so(small_host: Host) -> None:
     """The script is there, but there is no room for the claim: 28, and the next start finds nothing in its way."""
     small_host.ok("prep", "job", "s.1", stdin=RECORD_START + "exit 3\n")
-    full = fill(small_host)
+    full = fill(small_host.root)
     assert small_host.run("start", "job", "s.1", 1, "inc1", "n1", 10, 0).code == 28
     full.unlink()
     small_host.ok("start", "job", "s.1", 1, "inc1", "n2", 10, 0)
@@ -229,7 +221,7 @@ def test_an_exit_code_waits_for_space(small_host: Host) -> None:
     attempt = small_host.attempts("job", "s.1")[0]
     for reserved in ("exit.r", "code.r"):
         (attempt / reserved).unlink()
-    full = fill(small_host)
+    full = fill(small_host.root)
     (small_host.folder / "go").touch()
     eventually(lambda: (attempt / "exit.r").exists(), "the first try")
     assert small_host.state("job", "s.1").startswith("running ")

@@ -21,11 +21,10 @@ from remote_trainer.errors import RemoteTrainerError
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.objects.open import open_objects
 from remote_trainer.objects.s3 import PART
-from remote_trainer.ports import DriverSettings, Objects
+from remote_trainer.ports import Objects
 from remote_trainer.testing.netfault import Fault, Link
-from remote_trainer.transport.ssh import SshTransport
 from remote_trainer.worker.ship import restore, ship
-from tests.integration.depot_host import KEY, DepotHost, content, host_of
+from tests.integration.depot_host import KEY, DepotHost, content, far_host
 from tests.support.environment import ORIGINAL
 from tests.support.evidence import Tally
 from tests.support.rig import LONG
@@ -184,11 +183,8 @@ def ssh_link(own_sshd: SshdServer) -> Iterator[Link]:
 
 @pytest.fixture
 async def ssh_host(own_sshd: SshdServer, ssh_link: Link, tmp_path: Path) -> AsyncIterator[DepotHost]:
-    settings = DriverSettings(state_dir=tmp_path / "state", ssh_key=own_sshd.key_path, keepalive_s=1)
-    target = f"{own_sshd.user}@{own_sshd.host}:{ssh_link.port}"
-    transport = SshTransport(target, settings, host_key=own_sshd.host_key_public)
-    yield await host_of(transport, own_sshd.home / "rt", tmp_path / "cache")
-    await transport.close()
+    async with far_host(own_sshd, ssh_link, tmp_path, keepalive_s=1) as host:
+        yield host
 
 
 @pytest.fixture(params=[Dataset, Checkpoint, Artifact], ids=lambda kind: kind.__name__)

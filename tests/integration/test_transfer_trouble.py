@@ -15,13 +15,12 @@ import pytest
 from remote_trainer.dataset import manifest
 from remote_trainer.errors import HostError, HostFull, HostUnreachable
 from remote_trainer.host.client import SupervisedHost
-from remote_trainer.ports import DriverSettings
 from remote_trainer.testing.netfault import Link
 from remote_trainer.transport.command import CommandTransport
-from remote_trainer.transport.ssh import SshTransport
 from remote_trainer.worker.ship import ship
-from tests.integration.depot_host import KEY, DepotHost, content, host_of, make, until
+from tests.integration.depot_host import KEY, DepotHost, content, far_host, host_of, make, until
 from tests.support.rig import LONG
+from tests.support.smalldisk import grow, small_disk
 from tests.support.sshd import SshdServer
 
 OTHER = "rt-test-other-a1"
@@ -41,11 +40,8 @@ def link(own_sshd: SshdServer) -> Iterator[Link]:
 
 @pytest.fixture(params=[2])
 async def far(request: pytest.FixtureRequest, own_sshd: SshdServer, link: Link, tmp_path: Path) -> AsyncIterator[DepotHost]:
-    settings = DriverSettings(state_dir=tmp_path / "state", ssh_key=own_sshd.key_path, stall_s=request.param)
-    target = f"{own_sshd.user}@{own_sshd.host}:{link.port}"
-    transport = SshTransport(target, settings, host_key=own_sshd.host_key_public)
-    yield await host_of(transport, own_sshd.home / "rt", tmp_path / "cache")
-    await transport.close()
+    async with far_host(own_sshd, link, tmp_path, stall_s=request.param) as host:
+        yield host
 
 
 # -- time
@@ -179,24 +175,18 @@ async def test_what_had_come_before_the_machine_went_down_is_sent_again(plain: D
 
 
 @pytest.mark.fault("transfer-disk-full")
-@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 async def test_a_full_disk_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's disk fills up in mid-transfer: a clear error; once there is room, only the rest is sent."""
     monkeypatch.setattr("remote_trainer.worker.ship._SPARE", -(1 << 40))
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", "12m") as disk:
         host = await host_of(CommandTransport(), disk / "rt", tmp_path / "cache")
         data = make(tmp_path / "data", big=BIG)
         given = await host.packed(data)
         with pytest.raises(HostFull, match="no space left"):
             await ship(host.depot, KEY, [given], host.cache)
         assert await host.depot.digests() == set()
-        subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
+        grow(disk, "60m")
         begun = await host.depot.begin(given, KEY)
         assert begun and sum(begun.parts.values()) > 5 << 20
         await ship(host.depot, KEY, [given], host.cache)
         assert content(host.tree(given)) == content(data)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
