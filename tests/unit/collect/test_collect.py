@@ -6,116 +6,16 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from remote_trainer.errors import DigestMismatch, HostUnreachable, Incomplete, ObjectsUnavailable
-from remote_trainer.model import Artifact, JobId, Output, OutputKind
-from remote_trainer.objects.local import LocalObjects
+from remote_trainer.model import Artifact, Output, OutputKind
 from remote_trainer.ports import Progress, RemoteFile, StoredObject
-from remote_trainer.worker.collect import Collector, CollectResult, newest_checkpoint, read_manifest, verify_manifest
-from remote_trainer.worker.records import path_of
-
-CHECKPOINTS = Output(name="checkpoints", kind=OutputKind.CHECKPOINT, glob="checkpoints/*", marker="done.json", keep=2)
-LORA = Output(name="lora", kind=OutputKind.FINAL, glob="lora.bin")
-SAMPLES = Output(name="samples", kind=OutputKind.ARTIFACT, glob="samples/**")
-JOB = JobId("j1")
-
-
-@dataclass
-class FolderHost:
-    """A host whose output folder is a folder here; ``on_fetch`` may meddle before a file is copied."""
-
-    folder: Path
-    fetched: list[str] = field(default_factory=list)
-    settled: list[float] = field(default_factory=list)
-    on_fetch: Callable[[str], None] = lambda path: None
-    lies: list[RemoteFile] = field(default_factory=list)
-
-    def write(self, path: str, data: bytes = b"data", mtime: float = 1000) -> None:
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-        os.utime(target, (mtime, mtime))
-
-    def checkpoint(self, step: int, *, marker: bool = True, mtime: float = 1000) -> None:
-        self.write(f"checkpoints/step-{step}/weights", b"w%d" % step, mtime)
-        if marker:
-            self.write(f"checkpoints/step-{step}/done.json", b"{}", mtime)
-
-    async def outputs(self, key: str, globs: Sequence[str], *, settled_s: float) -> Sequence[RemoteFile]:
-        self.settled.append(settled_s)
-        return [*map(self._listed, sorted(each for each in self.folder.rglob("*") if each.is_file())), *self.lies]
-
-    def _listed(self, path: Path) -> RemoteFile:
-        data, stat = path.read_bytes(), path.stat()
-        name = path.relative_to(self.folder).as_posix()
-        return RemoteFile(path=name, size=stat.st_size, mtime=stat.st_mtime, sha256=hashlib.sha256(data).hexdigest())
-
-    async def fetch(self, key: str, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
-        self.on_fetch(path)
-        self.fetched.append(path)
-        with target.open("ab") as sink:
-            sink.write((self.folder / path).read_bytes()[sink.tell() : size])
-
-
-class FlakyObjects(LocalObjects):
-    """A folder that can be down, for writing only or altogether."""
-
-    down = silent = False
-    puts = 0
-
-    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        if self.silent:
-            raise ObjectsUnavailable("silent")
-        async for each in super().list(prefix):
-            yield each
-
-    async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
-        self.puts += 1
-        if self.down:
-            raise ObjectsUnavailable("down")
-        return await super().put(key, path, sha256=sha256, progress=progress)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> FolderHost:
-    (tmp_path / "host").mkdir()
-    return FolderHost(tmp_path / "host")
-
-
-@pytest.fixture
-def objects(tmp_path: Path) -> FlakyObjects:
-    return FlakyObjects(tmp_path / "objects")
-
-
-@pytest.fixture
-def make(host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> Callable[..., Collector]:
-    def collector(**changes: Any) -> Collector:
-        """A collector as a worker that was just started makes it."""
-        known = {
-            "host": host,
-            "objects": objects,
-            "outputs": (SAMPLES, LORA, CHECKPOINTS),
-            "tenant": "t",
-            "job_id": JOB,
-            "attempt": 1,
-        }
-        return Collector(**(known | {"label": "rt-x-j1-a1", "spool": tmp_path / "spool"} | changes))
-
-    return collector
-
-
-async def stored(objects: LocalObjects, prefix: str = "t/j1/a1") -> list[str]:
-    return sorted([path_of(each.key, "t/j1/a1/") or each.key async for each in objects.list(prefix)])
-
-
-def paths(result: CollectResult) -> list[str]:
-    return [artifact.path for artifact in result.artifacts]
+from remote_trainer.worker.collect import Collector, newest_checkpoint, read_manifest, verify_manifest
+from tests.unit.collect.ground import JOB, FlakyObjects, FolderHost, paths
 
 
 async def test_while_running(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> None:
@@ -147,102 +47,6 @@ async def test_what_is_kept_costs_nothing(make: Callable[..., Collector], host: 
     await collector.collect()
     assert host.fetched[2:] == ["samples/2.png"]
     assert (await make().collect()).artifacts[1].size == 7
-
-
-async def test_a_checkpoint_counts_when_whole(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
-    """A checkpoint is none before its marker is there; then it is found again from the object store alone."""
-    host.checkpoint(100, marker=False)
-    collector = make()
-    assert (await collector.collect()).checkpoint is None
-    assert await newest_checkpoint(objects, "t", JOB) is None
-    host.checkpoint(100)
-    result = await collector.collect()
-    assert result.checkpoint and result.checkpoint.unit == "checkpoints/step-100"
-    assert [artifact.path for artifact in result.checkpoint.artifacts] == [
-        "checkpoints/step-100/done.json",
-        "checkpoints/step-100/weights",
-    ]
-    assert await newest_checkpoint(objects, "t", JOB) == result.checkpoint
-    assert (await make().collect()).checkpoint == result.checkpoint
-
-
-async def test_a_checkpoint_that_the_job_removes(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
-    """A kept checkpoint stays whole while the job removes its files one by one, marker last."""
-    host.checkpoint(100)
-    kept = (await make().collect()).checkpoint
-    (host.folder / "checkpoints/step-100/weights").unlink()
-    assert (await make().collect()).checkpoint == kept
-    assert await newest_checkpoint(objects, "t", JOB) == kept
-
-
-async def test_a_checkpoint_that_is_written_again(
-    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
-) -> None:
-    """A checkpoint folder that is written anew replaces what was kept of it, files that are no longer part of it included."""
-    host.write("checkpoints/last/shard-1")
-    host.checkpoint(1)
-    host.write("checkpoints/last/done.json", b"{}")
-    await make().collect()
-    (host.folder / "checkpoints/last/shard-1").unlink()
-    host.write("checkpoints/last/weights", b"new", mtime=2000)
-    host.write("checkpoints/last/done.json", b"{}", mtime=2000)
-    host.write("lora.bin")
-    result = await make().collect(final=True)
-    assert result.checkpoint and result.checkpoint.unit == "checkpoints/last"
-    assert [artifact.path for artifact in result.checkpoint.artifacts] == [
-        "checkpoints/last/done.json",
-        "checkpoints/last/weights",
-    ]
-    assert paths(result) == await stored(objects)
-
-
-async def test_old_checkpoints_are_dropped(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
-    """Of the checkpoints the newest ``keep`` stay in the object store, whatever the host still has."""
-    collector = make()
-    for number, step in enumerate((9, 10, 200, 1000)):
-        host.checkpoint(step, mtime=1000 + number // 2)
-        result = await collector.collect()
-        assert result.checkpoint and result.checkpoint.unit.endswith(f"-{step}")
-    names = sorted({each.split("/")[1] for each in await stored(objects)})
-    assert names == ["step-1000", "step-200"]
-    assert len(await stored(objects, "t/j1/records")) == 2
-    assert (await make().collect()).artifacts == result.artifacts
-
-
-async def test_an_old_checkpoint_stays_until_the_new_one_is_verified(
-    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
-) -> None:
-    """While a newer checkpoint cannot be stored, none is dropped."""
-    only = Output(name="checkpoints", kind=OutputKind.CHECKPOINT, glob="checkpoints/*", marker="done.json", keep=1)
-    collector = make(outputs=(only,))
-    host.checkpoint(1)
-    await collector.collect()
-    host.checkpoint(2, mtime=2000)
-    objects.down = True
-    with pytest.raises(ObjectsUnavailable):
-        await collector.collect()
-    found = await newest_checkpoint(objects, "t", JOB)
-    assert found and found.unit == "checkpoints/step-1"
-    objects.down = False
-    await collector.collect()
-    assert {each.split("/")[1] for each in await stored(objects)} == {"step-2"}
-
-
-@pytest.mark.fault("data-damaged")
-async def test_a_damaged_checkpoint_is_passed_over(
-    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path
-) -> None:
-    """The newest checkpoint whose stored files are intact is resumed from; a later attempt's comes before an earlier one's."""
-    host.checkpoint(100)
-    host.checkpoint(200)
-    await make().collect()
-    next(tmp_path.glob("objects/t/j1/a1/checkpoints/step-200/*/weights")).write_bytes(b"bad")
-    found = await newest_checkpoint(objects, "t", JOB)
-    assert found and (found.attempt, found.unit) == (1, "checkpoints/step-100")
-    await make(attempt=10).collect()
-    await make(attempt=9).collect()
-    found = await newest_checkpoint(objects, "t", JOB)
-    assert found and (found.attempt, found.unit) == (10, "checkpoints/step-200")
 
 
 async def test_the_end(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> None:
@@ -289,27 +93,6 @@ async def test_what_vanished_from_the_host_is_still_kept(make: Callable[..., Col
     await make().collect()
     (host.folder / "samples/1.png").unlink()
     assert paths(await make().collect(final=True)) == ["lora.bin", "samples/1.png"]
-
-
-async def test_parts_of_a_unit_that_was_never_whole(
-    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
-) -> None:
-    """What was stored of a checkpoint that never got whole is removed at the end."""
-    host.checkpoint(100)
-    host.write("lora.bin")
-
-    def cut(path: str) -> None:
-        if path.endswith("weights"):
-            raise HostUnreachable("cut")
-
-    host.on_fetch = cut
-    with pytest.raises(HostUnreachable):
-        await make().collect()
-    (host.folder / "checkpoints/step-100/weights").unlink()
-    (host.folder / "checkpoints/step-100/done.json").unlink()
-    host.on_fetch = lambda path: None
-    result = await make().collect(final=True)
-    assert paths(result) == await stored(objects) == ["lora.bin"]
 
 
 @pytest.mark.fault("objects-down")
@@ -486,25 +269,3 @@ async def test_a_worker_that_was_asleep_damages_nothing(
     assert {artifact.size for artifact in result.manifest.artifacts} == {6, 2}
     found = await newest_checkpoint(objects, "t", JOB)
     assert found and found.unit == "checkpoints/last"
-
-
-async def test_the_former_version_stays_until_the_new_one_is_whole(
-    make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects
-) -> None:
-    """While a checkpoint that is written anew is half stored, the former one can be resumed from."""
-    host.checkpoint(1)
-    kept = (await make().collect()).checkpoint
-    host.write("checkpoints/step-1/weights", b"new", mtime=2000)
-    host.write("checkpoints/step-1/done.json", b"[]", mtime=2000)
-
-    def cut(path: str) -> None:
-        if path.endswith("weights"):
-            raise HostUnreachable("cut")
-
-    host.on_fetch = cut
-    with pytest.raises(HostUnreachable):
-        await make().collect()
-    assert await newest_checkpoint(objects, "t", JOB) == kept
-    host.on_fetch = lambda path: None
-    new = (await make().collect()).checkpoint
-    assert new and new != kept and await newest_checkpoint(objects, "t", JOB) == new

@@ -1,0 +1,1 @@
+"""Collecting outputs, from a folder as host into a folder as object store."""
