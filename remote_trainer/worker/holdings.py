@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from remote_trainer.errors import DocumentTooNew, NotFound, UsageError
-from remote_trainer.lifecycle import attempt_of, job_of, prefix_of
+from remote_trainer.lifecycle import attempt_of, job_of
 from remote_trainer.model import Instance, Job, JobId
 from remote_trainer.policy import Policy, Unclaimed, unclaimed
 from remote_trainer.ports import Driver, JobQuery
@@ -67,8 +67,8 @@ def renting(drivers: Iterable[Driver]) -> Sequence[Driver]:
 
 async def look(shop: Shop, driver: Driver) -> list[Holding]:
     """Return every machine of this installation at one driver. Errors are the driver's and the store's."""
-    there = await driver.instances(prefix_of(shop.deployment))
-    return [await judge(shop, driver, instance) for instance in there]
+    there = await shop.listing(driver).since(shop.clock.now())
+    return [await judge(shop, driver, instance) for instance in there.instances]
 
 
 async def judge(shop: Shop, driver: Driver, instance: Instance) -> Holding:

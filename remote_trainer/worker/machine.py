@@ -20,6 +20,7 @@ from remote_trainer.lifecycle import listed
 from remote_trainer.model import Attempt, HostFacts, Instance, Job, Token
 from remote_trainer.policy import choose_offer, estimate, fits
 from remote_trainer.ports import Driver, Spec
+from remote_trainer.worker.listing import new_enough
 from remote_trainer.worker.shop import Shop
 
 _log = log.get()
@@ -52,6 +53,7 @@ class Machine:
 
     def __init__(self, shop: Shop, driver: Driver, patient: Patient) -> None:
         self._shop, self._driver, self._patient = shop, driver, patient
+        self._host: SupervisedHost | None = None  # held so that what is known of it lasts as long as the job, and no longer
 
     @property
     def attempt(self) -> Attempt:
@@ -109,9 +111,10 @@ class Machine:
 
     async def find_instance(self, label: str) -> None:
         """List what carries the attempt's label."""
-        asked_at = self._shop.clock.now()
-        found = tuple(one for one in await self._driver.instances(label) if one.label == label)
-        self._patient.observe(lambda seen: listed(seen, self._patient.job, found, asked_at))
+        job, seen = self._patient.job, self._patient.seen
+        began = max(seen.since, job.since or seen.since)
+        look = await self._shop.listing(self._driver).since(new_enough(seen.instances_at, began, self._shop.clock.now()))
+        self._patient.observe(lambda seen: listed(seen, self._patient.job, look.by_label.get(label, ()), look.asked_at))
 
     async def guard(self, until: datetime) -> None:
         """Let the provider end the instance by itself some time."""
@@ -128,7 +131,8 @@ class Machine:
             raise InvariantBroken(f"job {self._patient.job.id}: an effect needs a host and there is no instance")
         moved_to = self._instance(instance.id).address or instance.address  # a machine may come back at another address
         try:
-            return await self._shop.host(self._driver, replace(instance, address=moved_to))
+            self._host = await self._shop.host(self._driver, replace(instance, address=moved_to))
+            return self._host
         except (ConfigError, Permanent) as error:
             if attempt.facts is None:
                 raise

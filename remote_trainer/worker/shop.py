@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from remote_trainer.host.client import SupervisedHost
+from remote_trainer.host.client import DEFAULT_ROOT, SupervisedHost
+from remote_trainer.lifecycle import prefix_of
 from remote_trainer.model import HostFacts, Instance
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
+from remote_trainer.worker.listing import Listing
 from remote_trainer.worker.market import Market
 from remote_trainer.worker.writer import Writer
 
@@ -41,7 +43,10 @@ class Shop:
     collect_interval_s: float = 10.0
     market: Market = field(init=False)
     _drivers: dict[str, Driver] = field(default_factory=dict)
+    _listings: dict[int, Listing] = field(default_factory=dict)  # by driver, each of which lives as long as this
+    # By transport, which each host holds on to. A rented one is remembered as long as somebody holds it: its machine goes, others come.
     _hosts: dict[int, SupervisedHost] = field(default_factory=dict)
+    _rented: WeakValueDictionary[int, SupervisedHost] = field(default_factory=WeakValueDictionary)
     _facts: WeakKeyDictionary[SupervisedHost, tuple[float, HostFacts]] = field(default_factory=WeakKeyDictionary)
     _asking: WeakKeyDictionary[SupervisedHost, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
 
@@ -59,14 +64,18 @@ class Shop:
             self._drivers[key] = self.make_driver(name, options)
         return self._drivers[key]
 
+    def listing(self, driver: Driver) -> Listing:
+        """Return what tells all jobs what a driver lists of this installation."""
+        return self._listings.setdefault(id(driver), Listing(driver, prefix_of(self.deployment), self.clock))
+
     async def host(self, driver: Driver, instance: Instance) -> SupervisedHost:
-        """Return the host of an instance; the same object for the same transport."""
+        """Return the host of an instance; the same object for the same transport, as long as anybody has it."""
         transport: Transport = await driver.connect(instance)
-        known = self._hosts.get(id(transport))
+        hosts = self._hosts if driver.abilities.borrowed else self._rented
+        known = hosts.get(id(transport))
         if known is None or known.transport is not transport:
-            known = self._hosts[id(transport)] = SupervisedHost(
-                transport, root=str(instance.address.get("root", "~/.remote-trainer"))
-            )
+            known = SupervisedHost(transport, root=str(instance.address.get("root", DEFAULT_ROOT)))
+            hosts[id(transport)] = known
         return known
 
     async def facts(self, host: SupervisedHost, *, anew: bool = False) -> HostFacts:
