@@ -35,6 +35,7 @@ class Spec:
     image: str = ""
     disk_gb: int = 0
     public_key: str = ""
+    not_after: datetime | None = None  # a request that could only be sent later is not sent: Transient, nothing was rented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +143,7 @@ class Recorder(Protocol):
         """Return what requests for that offer made since then by the provider's own records, even where no listing shows it.
 
         Only what may be the label's: what is known to carry another label, or to be gone, is left out. May block for a few requests.
+        Permanent: the records cannot be read with our key, and asking again will not help; the listing alone has to do.
         """
         ...
 
@@ -166,6 +168,24 @@ class Biller(Protocol):
 
     async def charges(self, since: datetime, until: datetime) -> Sequence[Charge]:
         """Return what was billed for instances in that time: complete as far as the provider knows, or raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one question about an installation; ``ok`` None means "not needed unless …"."""
+
+    question: str
+    ok: bool | None
+    answer: str
+
+
+@runtime_checkable
+class Examiner(Protocol):
+    """What a driver may be besides: one that can say, item by item, whether everything is there that renting needs."""
+
+    async def examine(self) -> Sequence[Finding]:
+        """Return what was found; changes nothing, rents nothing. For people to read, on their request: it may send several requests."""
         ...
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import asyncssh
 
-from remote_trainer.errors import HostUnreachable
+from remote_trainer.errors import HostUnreachable, LoginRefused
 from remote_trainer.ports import Channel, Completed, DriverSettings, Progress
 from remote_trainer.transport import connect, rsync, stream
 from remote_trainer.transport.channel import BufferedChannel
@@ -35,14 +35,33 @@ _MOST_STREAMS = 8
 
 
 class SshTransport:
-    """Implements ports.Transport over SSH. ``host_key`` pins an OpenSSH public key line; without one, the first use pins."""
+    """Implements ports.Transport over SSH. ``host_key`` pins an OpenSSH public key line; without one, the first use pins.
 
-    def __init__(self, target: str, settings: DriverSettings, *, host_key: str = "", identity: Path | None = None) -> None:
+    ``on_refused`` is called whenever the host answers and does not let us in.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        settings: DriverSettings,
+        *,
+        host_key: str = "",
+        identity: Path | None = None,
+        on_refused: Callable[[], None] = lambda: None,
+    ) -> None:
         self._login = connect.Login(parse_target(target), settings, identity)
         self._keys = HostKeys(host_key)
         self._address = str(self._login.target)
-        self._pool = Pool(lambda: connect.connect(self._login, self._keys, self._address), self._address)
+        self._pool = Pool(self._log_in, self._address)
         self._round_trip = 0.0
+        self._on_refused = on_refused
+
+    async def _log_in(self) -> asyncssh.SSHClientConnection:
+        try:
+            return await connect.connect(self._login, self._keys, self._address)
+        except LoginRefused:
+            self._on_refused()
+            raise
 
     @property
     def address(self) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import pytest
 
 from remote_trainer.drivers.vastai.api import VastApi
-from remote_trainer.drivers.vastai.envelope import OfferGone
+from remote_trainer.drivers.vastai.envelope import Gone, OfferGone
 from remote_trainer.drivers.vastai.pace import INTERVALS_S, Pace
-from remote_trainer.errors import Ambiguous, Permanent
+from remote_trainer.errors import Ambiguous, Permanent, Transient
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.clock import StandingClock
 from remote_trainer.testing.vast.server import SimVast
@@ -73,14 +75,43 @@ async def test_the_end_of_what_is_gone_is_fine_but_a_bad_key_is_not(service: tup
         await api.destroy("12345")
 
 
-async def test_the_provider_ends_a_machine_by_itself(service: tuple[SimVast, VastApi]) -> None:
-    """At the first full hour after the time it was told last, and not before, though nobody asks for anything any more."""
+async def test_a_request_to_rent_is_not_sent_too_late(service: tuple[SimVast, VastApi]) -> None:
+    """Whoever waits for a turn that comes too late has rented nothing, and leaves the turn to the next."""
+    sim, _ = service
+    api = VastApi(sim.url, sim.key, pace=(pace := Pace({**INTERVALS_S, "create": 0.0})))
+    try:
+        pace.hold("create", 1.0)
+        with pytest.raises(Transient, match="not sent"):
+            await api.create("100", _BODY, not_after=time.time() + 0.05)
+        assert sim.live == {}
+        assert await api.create("100", _BODY, not_after=time.time() + 60) in sim.live
+        with pytest.raises(Transient, match="not sent"):
+            await api.create("101", _BODY, not_after=time.time() - 1)
+        assert len(sim.live) == 1
+    finally:
+        await api.close()
+
+
+async def test_a_bid_is_taken_or_refused(service: tuple[SimVast, VastApi]) -> None:
+    """The provider refuses with 200 too; an instance that is gone is not there to be bid for."""
+    sim, api = service
+    spot = await api.create("100", {**_BODY, "price": 0.3})
+    await api.bid(str(spot), Decimal("0.5"))
+    assert sim.live[spot].bid == 0.5
+    demand = await api.create("101", _BODY)
+    with pytest.raises(Permanent, match="bid"):
+        await api.bid(str(demand), Decimal("0.5"))
+    with pytest.raises(Gone):
+        await api.bid("12345", Decimal("0.5"))
+
+
+async def test_one_instance_is_looked_at(service: tuple[SimVast, VastApi]) -> None:
+    """One that is not there is None, and a refused key is an error, not None."""
     sim, api = service
     made = await api.create("100", _BODY)
-    now = sim.clock.now()
-    for hours in (1.5, 3.5):
-        await api.schedule_destroy(str(made), now + hours * 3600)
-    sim.clock.advance(3.4 * 3600)
-    assert [row["id"] for row in await api.instances()] == [made]
-    sim.clock.advance(1.2 * 3600)
-    assert await api.instances() == []
+    row = await api.instance(str(made))
+    assert row is not None and row["label"] == "rt-x"
+    assert await api.instance("12345") is None
+    sim.account.key.revoked = True
+    with pytest.raises(Permanent, match="VAST_API_KEY"):
+        await api.instance("12345")

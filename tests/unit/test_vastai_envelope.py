@@ -45,13 +45,19 @@ NO_SUCH_ASK = {
     [
         (403, KEYLESS, "list", Permanent),
         (404, WRONG_KEY, "destroy", Permanent),
+        (404, WRONG_KEY, "create", Permanent),
         (401, {"msg": "lacks the user_read permission group"}, "account", Permanent),
         (404, {"error": "session", "msg": "Session expired. Please log in again."}, "list", Permanent),
         (404, {"success": False, "error": "no_such_instance", "msg": "…"}, "destroy", Gone),
         (404, {"error": "not_found"}, "destroy", Gone),
         (404, NO_SUCH_ASK, "create", OfferGone),
         (410, {"success": False, "error": "no_such_ask"}, "create", OfferGone),
+        (409, {"error": "conflict"}, "create", OfferGone),
+        (503, "the service is not available", "create", Ambiguous),
+        (408, "", "create", Ambiguous),
+        (401, {"msg": "lacks the instance_write permission group"}, "create", Permanent),
         (400, {"error": "insufficient_credit"}, "create", Permanent),
+        (402, {"msg": "Insufficient credit."}, "create", Permanent),
         (400, {"error": "invalid_args", "msg": "error 400/3467"}, "create", Permanent),
         (410, {"error": "deprecated_endpoint", "msg": "…"}, "list", Permanent),
         (429, "API requests too frequent", "search", Transient),
@@ -61,6 +67,8 @@ NO_SUCH_ASK = {
         (502, "", "list", Transient),
         (200, {"success": False, "error": "odd"}, "create", Ambiguous),
         (200, {"success": False, "error": "odd"}, "list", Transient),
+        (200, {"success": False, "error": "invalid_request", "msg": "there is no bid"}, "bid", Permanent),
+        (404, {"error": "no_such_instance"}, "bid", Gone),
         (200, "not JSON", "list", Transient),
     ],
 )
@@ -78,9 +86,10 @@ def test_a_wrong_key_never_passes_for_an_instance_that_is_gone() -> None:
 
 def test_an_instance_that_was_parked_is_named() -> None:
     """A refused bid may leave a stopped instance behind, which costs money."""
-    error = refused(200, {"success": False, "error": "resources_unavailable", "new_contract": 99}, "create")
-    assert isinstance(error, OfferGone)
-    assert error.leftover == 99
+    for word in ("resources_unavailable", "never heard of"):
+        error = refused(200, {"success": False, "error": word, "new_contract": 99}, "create")
+        assert isinstance(error, OfferGone)
+        assert error.leftover == 99
 
 
 @pytest.mark.parametrize(
@@ -100,6 +109,13 @@ def test_how_long_a_limit_lasts(body: object, headers: dict[str, str], wait_s: f
     error = refused(429, body, "search", **headers)
     assert isinstance(error, Transient)
     assert error.retry_after_s == wait_s
+
+
+def test_a_request_to_rent_that_came_too_soon_waits_for_its_punishment_to_be_over() -> None:
+    """Twelve seconds are added to its interval."""
+    error = refused(429, "API requests too frequent", "create")
+    assert isinstance(error, Transient)
+    assert error.retry_after_s == 18
 
 
 def test_a_message_quotes_little_of_a_reply() -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remote_trainer.drivers.vastai import rows
-from remote_trainer.drivers.vastai.choose import Wishes, query, sieve
+from remote_trainer.drivers.vastai.choose import Wishes, disk_to_rent, query, sieve, wide_query
 from remote_trainer.model import InstanceState, Resources
 
 OFFER: dict[str, Any] = {
@@ -34,6 +34,7 @@ OFFER: dict[str, Any] = {
     "rentable": True,
     "rented": False,
     "dph_base": 0.35,
+    "min_bid": 0.2,
     "dph_total": 0.358,
     "storage_cost": 0.15,
     "duration": 2000000.0,
@@ -68,6 +69,25 @@ def test_an_offer_is_priced_with_the_disk_that_is_wanted() -> None:
     assert offer.resources == Resources(gpus=1, vram_gb=24, disk_gb=500, ram_gb=64), "our share of the memory goes with the cores"
 
 
+def test_a_spot_offer_is_priced_at_the_least_bid_that_would_win() -> None:
+    """With the same disk; the part that is bid is the price without the disk, and an offer without a floor is none."""
+    offer = rows.offer(OFFER, disk_gb=100, spot=True)
+    assert offer is not None
+    assert offer.spot
+    assert offer.price_per_hour - offer.disk_per_hour == Decimal("0.2")
+    assert offer.disk_per_hour == Decimal("0.020833")
+    assert rows.offer(without(OFFER, "min_bid"), disk_gb=100, spot=True) is None
+    assert rows.offer(without(OFFER, "dph_base"), disk_gb=100, spot=True) is not None
+
+
+@pytest.mark.parametrize(("wanted_gb", "rented_gb"), [(0, 10), (8, 10), (10, 11), (100, 105)])
+def test_an_offer_is_priced_and_judged_with_the_disk_that_is_rented(wanted_gb: int, rented_gb: int) -> None:
+    """Never less than ten GB, and a little more than is wanted, so that what is wanted is free."""
+    assert disk_to_rent(wanted_gb) == rented_gb
+    (offer,), _ = sieve([OFFER], Wishes(), Resources(gpus=1, disk_gb=wanted_gb))
+    assert offer.disk_per_hour == rows.cents(Decimal("0.15") * rented_gb / 720)
+
+
 @pytest.mark.parametrize("row", [without(OFFER, "id"), without(OFFER, resource_type="disk"), without(OFFER, num_gpus=0), {}])
 def test_what_is_no_gpu_machine_is_no_offer(row: dict[str, Any]) -> None:
     """Storage offers and rows without an id or a price are left out."""
@@ -79,7 +99,7 @@ def test_what_is_no_gpu_machine_is_no_offer(row: dict[str, Any]) -> None:
     [
         ({"gpu_ram": 16000}, "vram_gb 16, 24 wanted"),
         ({"num_gpus": 2}, "2 GPUs, 1 wanted"),
-        ({"disk_space": 50}, "disk_gb 50, 100 wanted"),
+        ({"disk_space": 50}, "disk_gb 50, 105 wanted"),
         ({"cpu_ram": 32000}, "ram_gb 16, 32 wanted"),
         ({"gpu_name": "RTX 3090"}, "a RTX 3090"),
         ({"geolocation": "Somewhere, CN"}, "in Somewhere, CN"),
@@ -115,9 +135,17 @@ def test_the_query_asks_in_the_providers_units() -> None:
     asked = query(Wishes(blocked_machines=frozenset({9, 3}), gpu_names=("L40S",), min_hours=2), WANTED)
     assert asked["gpu_ram"] == {"gte": 24000}
     assert asked["duration"] == {"gte": 7200}
-    assert asked["allocated_storage"] == 100.0
+    assert asked["allocated_storage"] == 105.0
+    assert asked["disk_space"] == {"gte": 105}, "what is rented: as much as is wanted is to be free on it"
     assert asked["machine_id"] == {"notin": [3, 9]}
     assert asked["gpu_name"] == {"in": ["L40S"]}
+
+
+def test_spot_machines_are_searched_among_the_bids() -> None:
+    """The same query but for its type, in both searches."""
+    for ask in (lambda spot: query(Wishes(), WANTED, spot=spot), lambda spot: wide_query(WANTED, spot=spot)):
+        assert ask(True) == {**ask(False), "type": "bid"}
+        assert ask(False)["type"] == "on-demand"
 
 
 # ------------------------------------------------------------------------------------------------------------- instances
@@ -132,7 +160,20 @@ def test_a_running_instance_is_ready_once_its_way_in_is_known() -> None:
     assert ready.price_per_hour == Decimal("0.3541")
 
 
+def test_what_an_instance_costs_now() -> None:
+    """All of it, the disk alone, and what others would have to bid for a spot machine: on demand nobody can."""
+    told = {**INSTANCE, "storage_total_cost": 0.0041, "min_bid": 0.25}
+    one, spot = rows.instance(told), rows.instance({**told, "is_bid": True})
+    assert one is not None and spot is not None
+    assert (one.price_per_hour, one.disk_per_hour, one.min_bid) == (Decimal("0.3541"), Decimal("0.0041"), 0)
+    assert spot.min_bid == Decimal("0.25")
+    untold = rows.instance({**INSTANCE, "storage_cost": 0.15, "disk_space": 20.0})
+    assert untold is not None
+    assert untold.disk_per_hour == Decimal("0.004167")
+
+
 S = InstanceState
+HALTED = {"cur_state": "stopped", "intended_status": "stopped", "next_state": "stopped"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +190,16 @@ S = InstanceState
         ({"actual_status": "loading", "status_msg": "RUN echo no error so far"}, S.STARTING),
         ({"actual_status": "stopped"}, S.STOPPED),
         ({"actual_status": "exited"}, S.STOPPED),
-        ({"actual_status": "running", "cur_state": "stopped", "intended_status": "stopped"}, S.STOPPED),
+        ({"actual_status": "exited", **HALTED, "status_msg": "success, running image/ssh"}, S.STOPPED),
+        ({"actual_status": "stopped", **HALTED}, S.STOPPED),
+        ({"actual_status": "running", **HALTED}, S.STOPPED),
+        ({"actual_status": "offline", **HALTED}, S.STOPPED),
+        ({"actual_status": None, **HALTED}, S.STOPPED),
+        ({"actual_status": "loading", "intended_status": "stopped"}, S.STOPPED),
+        ({"actual_status": "created", "intended_status": "stopped"}, S.STOPPED),
+        ({"actual_status": "running", "intended_status": "stopped"}, S.READY),
+        ({"actual_status": "running", "cur_state": "stopped"}, S.READY),
+        ({"actual_status": None, "cur_state": "stopped", "ports": None}, S.STARTING),
         ({"actual_status": "unknown"}, S.STARTING),
         ({"actual_status": "offline"}, S.STARTING),
     ],
@@ -171,5 +221,6 @@ _JUNK = (
 def test_no_row_is_too_odd_to_be_read(row: dict[str, Any]) -> None:
     """Whatever the provider sends is read or left out, never an error."""
     rows.offer(row, disk_gb=10)
+    rows.offer(row, disk_gb=10, spot=True)
     rows.instance(row)
     sieve([row], Wishes(), WANTED)

@@ -9,10 +9,12 @@ end with a slash, except where the provider's own client has none.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -31,14 +33,21 @@ _PAGES_MAX = 200
 _TRIES = 4
 _PATIENT_S = 20.0  # a limit that asks for a longer wait goes up to the caller
 
+_SCHEDULE = "/api/v0/commands/schedule_job/"
+
 Row = Mapping[str, Any]
+
+
+def instance_path(instance_id: str) -> str:
+    """Return where an instance is asked about, and ended."""
+    return f"/api/v0/instances/{instance_id}/"
 
 
 class VastApi:
     """A connection to one account. Close it."""
 
-    def __init__(self, url: str, key: str, *, pace: Pace | None = None) -> None:
-        self._pace = pace or shared(url, key)
+    def __init__(self, url: str, key: str, *, pace: Pace | None = None, now: Callable[[], float] = time.time) -> None:
+        self._pace, self._now = pace or shared(url, key), now
         self._client = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}", "Accept": "application/json", "User-Agent": "remote-trainer"},
@@ -84,6 +93,18 @@ class VastApi:
             params = {**params, "after_token": str(page["next_token"])}
         raise Transient(f"Vast.ai's listing does not end after {_PAGES_MAX} pages", driver=_DRIVER, operation="list")
 
+    async def instance(self, instance_id: str) -> Row | None:
+        """Return one instance, or None for one that is not there (any more), or not yet."""
+        try:
+            body = _mapping(await self._safe("show", "GET", instance_path(instance_id), params={"owner": "me"}), "show")
+        except Gone:
+            return None
+        if "instances" not in body:
+            raise Transient("Vast.ai answered show without instances: not believed", driver=_DRIVER, operation="show")
+        row = body["instances"]
+        row = row[0] if isinstance(row, list) and len(row) == 1 else row  # seen so, too
+        return row if isinstance(row, dict) else None
+
     async def audit_log(self) -> Sequence[Row]:
         """Return what was asked of the account, newest rows included."""
         body = await self._safe("audit", "GET", "/api/v0/audit_logs/")
@@ -92,7 +113,7 @@ class VastApi:
     async def charges(self, since: float, until: float) -> Sequence[Row]:
         """Return what was billed between two times, seconds since the epoch; the last hours may be missing."""
         found: list[Row] = []
-        days = json.dumps({"day": {"gte": since, "lte": until}, "type": {"in": ["instance"]}})
+        days = json.dumps({"day": {"gte": int(since), "lte": math.ceil(until)}, "type": {"in": ["instance"]}})
         params = {"select_filters": days, "limit": "500"}
         for _ in range(_PAGES_MAX):
             page = _mapping(await self._safe("charges", "GET", "/api/v0/charges/", params=params), "charges")
@@ -104,9 +125,12 @@ class VastApi:
 
     # -- what changes something
 
-    async def create(self, offer_id: str, body: Mapping[str, Any]) -> int:
-        """Rent; returns the instance's id. Sent once: OfferGone and Permanent are clear refusals, Ambiguous may have rented."""
-        await self._pace.turn("create")
+    async def create(self, offer_id: str, body: Mapping[str, Any], *, not_after: float = math.inf) -> int:
+        """Rent; returns the instance's id. Sent once: OfferGone and Permanent are clear refusals, Ambiguous may have rented.
+
+        Not sent at all once it is later than ``not_after``, seconds since the epoch: Transient.
+        """
+        await self._turn_to_create(not_after)
         reply = _mapping(
             await self._send("create", "PUT", f"/api/v0/asks/{offer_id}/", body=body, timeout=_CREATE_TIMEOUT), "create"
         )
@@ -115,23 +139,40 @@ class VastApi:
             raise Ambiguous("Vast.ai accepted the request to rent and named no instance", driver=_DRIVER, operation="create")
         return made
 
+    async def _turn_to_create(self, not_after: float) -> None:
+        left_s = not_after - self._now()
+        try:
+            async with asyncio.timeout(None if left_s == math.inf else left_s):
+                await self._pace.turn("create")
+        except TimeoutError:
+            pass
+        else:
+            if self._now() < not_after:  # this process may have been paused in its turn
+                return
+        raise Transient("the request to rent did not come to its turn in time: not sent", driver=_DRIVER, operation="create")
+
+    async def bid(self, instance_id: str, price: Decimal) -> None:
+        """Bid so much for a spot instance, US dollars an hour without its disk. Gone if there is none, Permanent if refused."""
+        body = {"client_id": "me", "price": float(price)}
+        await self._safe("bid", "PUT", f"/api/v0/instances/bid_price/{instance_id}/", body=body)
+
     async def destroy(self, instance_id: str) -> None:
         """Ask for an instance's end; one that is gone already is fine."""
         try:
-            await self._safe("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", body={})
+            await self._safe("destroy", "DELETE", instance_path(instance_id), body={})
         except Gone:
             return
 
-    async def schedule_destroy(self, instance_id: str, at: float) -> None:
-        """Let the provider destroy an instance at the first full hour after ``at``, seconds since the epoch; replaces an earlier time.
+    async def schedule_destroy(self, instance_id: str, start: int, *, known: int | None = None) -> int | None:
+        """Let the provider destroy an instance from ``start`` on, seconds since the epoch; returns the scheduled request's id, if told.
 
-        It acts at minute 0 of each hour from the one that contains the start on, for a day: the first that works is the last.
+        It acts at minute 0 of each hour from the one that contains ``start``, for a day: the first that works is the last. An earlier
+        time is replaced; ``known`` is the id of the request that is to be changed.
         """
-        start = math.ceil(at / _HOUR_S) * _HOUR_S + 1
         body = {
             "start_time": start,
             "end_time": start + 24 * _HOUR_S,
-            "api_endpoint": f"/api/v0/instances/{instance_id}/",
+            "api_endpoint": instance_path(instance_id),
             "request_method": "DELETE",
             "request_body": {},
             "day_of_the_week": None,
@@ -139,17 +180,41 @@ class VastApi:
             "frequency": "HOURLY",
             "instance_id": int(instance_id),
         }
-        try:
-            await self._safe("schedule", "POST", "/api/v0/commands/schedule_job/", body=body)
-        except Scheduled as known:
-            await self._safe("schedule", "PUT", f"/api/v0/commands/schedule_job/{known.job_id}/", body=body)
+        if known is None:
+            try:
+                made = await self._safe("schedule", "POST", _SCHEDULE, body=body)
+                return _whole(made.get("scheduled_job_id")) if isinstance(made, dict) else None
+            except Scheduled as there:
+                known = there.job_id
+        await self._safe("schedule", "PUT", f"{_SCHEDULE}{known}/", body=body)
+        return known
 
-    async def attach_key(self, instance_id: str, public_key: str) -> None:
-        """Let a public key in; one that is there already is fine."""
+    async def scheduled(self) -> Sequence[Row]:
+        """Return what the provider will do by itself."""
+        body = await self._safe("schedules", "GET", _SCHEDULE)
+        return _rows({"results": body} if isinstance(body, list) else body, "results", "schedules")
+
+    async def unschedule(self, job_id: int) -> None:
+        """Take a scheduled request back; one that is gone already is fine."""
         try:
-            await self._safe("attach", "POST", f"/api/v0/instances/{instance_id}/ssh/", body={"ssh_key": public_key})
-        except Already:
+            await self._safe("schedule", "DELETE", f"{_SCHEDULE}{job_id}/", body={})
+        except Gone:
             return
+
+    async def attach_key(self, instance_id: str, public_key: str) -> bool:
+        """Let a public key in; returns whether that is news: one that is there already is fine."""
+        try:
+            await self._safe("attach", "POST", f"{instance_path(instance_id)}ssh/", body={"ssh_key": public_key})
+        except Already:
+            return False
+        return True
+
+    async def detach_key(self, instance_id: str, public_key: str) -> None:
+        """Let a public key in no more; one that is not there is fine."""
+        reply = _mapping(await self._safe("keys", "GET", f"{instance_path(instance_id)}ssh/"), "keys")
+        for row in _keys(reply.get("ssh_keys")):
+            if str(row.get("public_key") or row.get("key") or "").split()[:2] == public_key.split()[:2]:
+                await self._safe("detach", "DELETE", f"{instance_path(instance_id)}ssh/{row.get('id')}/", body={})
 
     # -- sending
 
@@ -180,14 +245,14 @@ class VastApi:
     ) -> Any:
         try:
             answer = await self._client.request(method, path, params=params, json=body, timeout=timeout)
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:  # nothing was sent
             raise Transient(f"Vast.ai cannot be reached: {error}", driver=_DRIVER, operation=kind) from error
         except httpx.HTTPError as error:
             lost = Ambiguous if kind == "create" else Transient
             raise lost(f"Vast.ai did not answer {kind}: {type(error).__name__}", driver=_DRIVER, operation=kind) from error
         reply = Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.text)
         try:
-            return read(reply, kind, now=time.time())
+            return read(reply, kind, now=self._now())
         except Transient as error:
             if error.retry_after_s:
                 self._pace.hold(kind, error.retry_after_s)
@@ -209,3 +274,16 @@ def _rows(body: Any, name: str, operation: str) -> list[Row]:
     if not isinstance(rows, list):
         raise Transient(f"Vast.ai answered {operation} without {name}: not believed", driver=_DRIVER, operation=operation)
     return [row for row in rows if isinstance(row, dict)]
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _keys(value: object) -> list[Row]:
+    """Return the rows of a list of keys, which comes as text of JSON."""
+    try:
+        rows = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        rows = None
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -8,23 +8,28 @@ Rules for editing: a condition is one line in ``_REFUSALS`` with its reason in w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from remote_trainer.drivers.vastai.rows import Row, number, offer, text
+from remote_trainer.drivers.vastai.speeds import kinds_of
 from remote_trainer.model import Offer, Resources
 from remote_trainer.ports import Refusal
 
 _GB = 1000  # the provider counts MB
+_DISK_MIN_GB = 10
+_DISK_SHARE = 1.05  # of a rented disk, so much is there before we come: the file system's own, and what logging in needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What a profile wants of a machine, beyond what the tool needs."""
 
-    gpu_names: tuple[str, ...] = ()  # as the provider spells them: "RTX 4090"; empty for any
+    gpu_names: tuple[str, ...] = ()  # kinds or classes of speeds.GPUS, or as the provider spells them; empty for any
+    gpu_speeds: Mapping[str, float] = field(default_factory=dict)  # of one GPU, by names of the same sort
     regions: tuple[str, ...] = ()  # two-letter country codes; empty for any
     verified: bool = True
     min_reliability: float = 0.98
@@ -35,12 +40,17 @@ class Wishes:
     blocked_machines: frozenset[int] = frozenset()
 
 
-def query(wishes: Wishes, wanted: Resources) -> dict[str, Any]:
+def disk_to_rent(wanted_gb: int) -> int:
+    """Return the size of disk to rent, and to pay, GB, so that as much as is wanted is free on it."""
+    return max(_DISK_MIN_GB, math.ceil(wanted_gb * _DISK_SHARE))
+
+
+def query(wishes: Wishes, wanted: Resources, *, spot: bool = False) -> dict[str, Any]:
     """Return the search that finds the cheapest candidates."""
     found: dict[str, Any] = {
-        **wide_query(wanted),
+        **wide_query(wanted, spot=spot),
         "direct_port_count": {"gte": 1},
-        "disk_space": {"gte": wanted.disk_gb},
+        "disk_space": {"gte": disk_to_rent(wanted.disk_gb)},
         "gpu_ram": {"gte": wanted.vram_gb * _GB},
         "reliability2": {"gte": wishes.min_reliability},
         "inet_down": {"gte": wishes.min_download_mbit},
@@ -50,7 +60,7 @@ def query(wishes: Wishes, wanted: Resources) -> dict[str, Any]:
     if wishes.verified:
         found["verified"] = {"eq": True}
     if wishes.gpu_names:
-        found["gpu_name"] = {"in": list(wishes.gpu_names)}
+        found["gpu_name"] = {"in": sorted(kinds_of(wishes.gpu_names))}
     if wishes.regions:
         found["geolocation"] = {"in": list(wishes.regions)}
     if wishes.blocked_machines:
@@ -58,7 +68,7 @@ def query(wishes: Wishes, wanted: Resources) -> dict[str, Any]:
     return found
 
 
-def wide_query(wanted: Resources) -> dict[str, Any]:
+def wide_query(wanted: Resources, *, spot: bool = False) -> dict[str, Any]:
     """Return the search that finds the cheapest of all that has so many GPUs, whatever else is wished for."""
     return {
         "rentable": {"eq": True},
@@ -67,21 +77,22 @@ def wide_query(wanted: Resources) -> dict[str, Any]:
         "verified": {"in": [True, False]},  # what is not said may mean that only verified ones are wanted
         "num_gpus": {"eq": max(1, wanted.gpus)},
         "order": [["dph_total", "asc"]],
-        "type": "on-demand",
+        "type": "bid" if spot else "on-demand",
         "limit": 64,
-        "allocated_storage": float(wanted.disk_gb),
+        "allocated_storage": float(disk_to_rent(wanted.disk_gb)),
     }
 
 
-def sieve(rows: Sequence[Row], wishes: Wishes, wanted: Resources) -> tuple[list[Offer], list[Refusal]]:
+def sieve(rows: Sequence[Row], wishes: Wishes, wanted: Resources, *, spot: bool = False) -> tuple[list[Offer], list[Refusal]]:
     """Return the offers that can serve, and what was refused, each once."""
+    needed = replace(wanted, disk_gb=disk_to_rent(wanted.disk_gb))
     suitable: dict[str, Offer] = {}
     refused: dict[str, Refusal] = {}
     for row in rows:
-        candidate = offer(row, disk_gb=wanted.disk_gb)
+        candidate = offer(row, disk_gb=needed.disk_gb, spot=spot, speeds=wishes.gpu_speeds)
         if candidate is None:
             continue
-        found = ((condition, check(row, candidate, wishes, wanted)) for condition, check in _REFUSALS.items())
+        found = ((condition, check(row, candidate, wishes, needed)) for condition, check in _REFUSALS.items())
         condition, reason = next(((condition, reason) for condition, reason in found if reason), ("", ""))
         if reason:
             refused[candidate.id] = Refusal(
@@ -118,7 +129,8 @@ def _gpus(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
 
 def _gpu_name(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
     name = text(row, "gpu_name")
-    return f"a {name}, which the profile does not name" if wishes.gpu_names and name not in wishes.gpu_names else ""
+    unwanted = wishes.gpu_names and name not in kinds_of(wishes.gpu_names)
+    return f"a {name}, which the profile does not name" if unwanted else ""
 
 
 def _region(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:

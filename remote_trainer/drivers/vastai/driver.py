@@ -7,84 +7,54 @@ what a reply means in ``envelope``; here they are put together.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, ClassVar
 
 from remote_trainer.drivers.options import check_options
-from remote_trainer.drivers.vastai import rows
+from remote_trainer.drivers.vastai import examine, records, rows
+from remote_trainer.drivers.vastai.access import Access
 from remote_trainer.drivers.vastai.api import VastApi
-from remote_trainer.drivers.vastai.choose import Wishes, query, sieve, wide_query
+from remote_trainer.drivers.vastai.choose import disk_to_rent, query, sieve, wide_query
+from remote_trainer.drivers.vastai.contacts import Contact, Contacts
 from remote_trainer.drivers.vastai.envelope import Gone, OfferGone
-from remote_trainer.errors import ConfigError, HostUnreachable
+from remote_trainer.drivers.vastai.farewell import farewell
+from remote_trainer.drivers.vastai.guards import Guards
+from remote_trainer.drivers.vastai.options import IMAGE, LAG_S, SCHEMA, URL, USER, wishes
+from remote_trainer.errors import Ambiguous, ConfigError, DriverError, RemoteTrainerError, Transient
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
-from remote_trainer.ports import Abilities, DriverSettings, Spec, Survey, Transport
-from remote_trainer.transport.keys import own_key
-from remote_trainer.transport.ssh import SshTransport
+from remote_trainer.ports import Abilities, Charge, DriverSettings, Finding, Spec, Survey, Transport
 
-_URL = "https://console.vast.ai"
-_IMAGE = "vastai/base-image:@vastai-automatic-tag"
-_DISK_MIN_GB = 10
-_LAG_S = 60.0
-_USER = "root"  # as everywhere at the provider; a simulated one may know another user only
+_ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s=LAG_S)
+_ASK_S = 15.0  # for so long the reply to a request to rent may wait for the key to be attached
+_CHORES_S = 10.0  # and the end of this process for what is cleared away
 
 
 class VastDriver:
     """Rents machines with one account."""
 
     name = "vastai"
-    abilities = Abilities(visibility_lag_s=_LAG_S, scheduler=True)
-    option_schema: ClassVar[Mapping[str, Any]] = {
-        "type": "object",
-        "properties": {
-            "url": {"type": "string", "minLength": 1, "description": f"the service; default: $VAST_URL, else {_URL}"},
-            "image": {"type": "string", "minLength": 1, "description": f"container image; default: the tool's, else {_IMAGE}"},
-            "user": {"type": "string", "minLength": 1, "description": f"who logs in to its machines; default: {_USER}"},
-            "visibility_lag_s": {
-                "type": "number",
-                "minimum": 0,
-                "description": f"how long a new machine may be missing from the listing; default: {_LAG_S:g}",
-            },
-            "gpu_names": {
-                "type": "array",
-                "items": {"type": "string"},
-                "description": "GPUs as the provider spells them ('RTX 4090'); default: any",
-            },
-            "regions": {"type": "array", "items": {"type": "string"}, "description": "two-letter country codes; default: any"},
-            "verified": {"type": "boolean", "description": "only machines that the provider verified; default: true"},
-            "min_reliability": {"type": "number", "minimum": 0, "maximum": 1, "description": "0 to 1; default: 0.98"},
-            "min_download_mbit": {"type": "number", "minimum": 0, "description": "the machine's own word, Mbit/s; default: 200"},
-            "min_cuda": {
-                "type": "number",
-                "minimum": 0,
-                "description": "newest CUDA the machine's driver can run; default: 12.4",
-            },
-            "min_hours": {"type": "number", "minimum": 0, "description": "how long the offer must last; default: 24"},
-            "max_price": {"type": "number", "minimum": 0, "description": "US dollars an hour with the disk; default: no cap"},
-            "blocked_machines": {
-                "type": "array",
-                "items": {"type": "integer"},
-                "description": "machine ids that are never rented",
-            },
-        },
-        "additionalProperties": False,
-    }
+    abilities = _ABILITIES
+    option_schema: ClassVar[Mapping[str, Any]] = SCHEMA
 
     def __init__(self, options: Mapping[str, Any], settings: DriverSettings) -> None:
         check_options(self.name, self.option_schema, options)
         self._settings = settings
-        self._url = str(options.get("url") or os.environ.get("VAST_URL") or _URL).rstrip("/")
+        self._url = str(options.get("url") or os.environ.get("VAST_URL") or URL).rstrip("/")
         self._image = str(options.get("image", ""))
-        self._user = str(options.get("user", _USER))
-        self.abilities = Abilities(visibility_lag_s=float(options.get("visibility_lag_s", _LAG_S)), scheduler=True)
-        self._wishes = _wishes(options)
+        self.abilities = replace(_ABILITIES, visibility_lag_s=float(options.get("visibility_lag_s", LAG_S)))
+        self._wishes = wishes(options)
         self._opened: VastApi | None = None
-        self._key_path: Path | None = settings.ssh_key
-        self._let_in: set[str] = set()  # instances that know our key
-        self._transports: dict[tuple[str, str], SshTransport] = {}
+        self._contacts = Contacts()
+        self._access = Access(lambda: self._api, settings, str(options.get("user", USER)))
+        self._guards = Guards(lambda: self._api, time.time)
+        self._chores: set[asyncio.Task[None]] = set()
 
     @property
     def _api(self) -> VastApi:
@@ -96,95 +66,140 @@ class VastDriver:
             self._opened = VastApi(self._url, key)
         return self._opened
 
+    # -- the market
+
     async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
-        suitable, _ = sieve(await self._api.offers(query(self._wishes, wanted)), self._wishes, wanted)
+        suitable, _ = sieve(await self._api.offers(query(self._wishes, wanted, spot=spot)), self._wishes, wanted, spot=spot)
         return suitable
 
     async def survey(self, wanted: Resources, *, spot: bool = False) -> Survey:
-        found = await self._api.offers(query(self._wishes, wanted))
-        suitable, _ = sieve(found, self._wishes, wanted)
-        _, refused = sieve([*found, *await self._api.offers(wide_query(wanted))], self._wishes, wanted)
+        found = await self._api.offers(query(self._wishes, wanted, spot=spot))
+        suitable, _ = sieve(found, self._wishes, wanted, spot=spot)
+        every = [*found, *await self._api.offers(wide_query(wanted, spot=spot))]
+        _, refused = sieve(every, self._wishes, wanted, spot=spot)
         return Survey(offers=suitable, refused=refused)
+
+    # -- renting and giving back
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
         body = {
             "client_id": "me",
-            "image": self._image or spec.image or _IMAGE,
-            "disk": float(max(_DISK_MIN_GB, spec.disk_gb)),
+            "image": self._image or spec.image or IMAGE,
+            "disk": float(disk_to_rent(spec.disk_gb)),
             "label": label,
             "runtype": "ssh_direc ssh_proxy",
             "env": {},
-            "price": None,
+            "price": float(offer.price_per_hour - offer.disk_per_hour) if offer.spot else None,
             "cancel_unavail": True,
         }
+        not_after = math.inf if spec.not_after is None else spec.not_after.timestamp()
         try:
-            made = await self._api.create(offer.id, body)
+            made = str(await self._api.create(offer.id, body, not_after=not_after))
         except OfferGone as error:
             if error.leftover is not None:
-                await self._api.destroy(str(error.leftover))
+                await self._give_back(str(error.leftover), label)
             raise
-        return Instance(id=str(made), label=label, state=InstanceState.STARTING, price_per_hour=offer.price_per_hour)
+        # At once, while it boots: until a key is known on the machine it takes minutes. Whoever connects asks again.
+        with contextlib.suppress(RemoteTrainerError, TimeoutError):
+            async with asyncio.timeout(_ASK_S):
+                await self._access.ask(self._contacts.of(made))
+        return Instance(
+            id=made,
+            label=label,
+            state=InstanceState.STARTING,
+            price_per_hour=offer.price_per_hour,
+            disk_per_hour=offer.disk_per_hour,
+        )
+
+    async def _give_back(self, leftover: str, label: str) -> None:
+        try:
+            await self._api.destroy(leftover)
+        except DriverError as error:
+            message = f"the offer is gone, but Vast.ai made instance {leftover}, which could not be given back: {error}"
+            raise Ambiguous(message, driver=self.name, operation="create", label=label) from error
 
     async def instances(self, prefix: str) -> Sequence[Instance]:
-        found = (rows.instance(row) for row in await self._api.instances())
+        listed = await self._api.instances()
+        self._part({str(row.get("id")) for row in listed})
+        found = (rows.instance(row) for row in listed)
         return [one for one in found if one is not None and one.label.startswith(prefix)]
 
     async def destroy(self, instance: Instance) -> None:
         await self._api.destroy(instance.id)
-        self._let_in.discard(instance.id)
+        self._contacts.of(instance.id).ending = True
 
     async def guard(self, instance: Instance, until: datetime) -> None:
-        await self._api.schedule_destroy(instance.id, until.timestamp())
+        try:
+            await self._guards.put(self._contacts.of(instance.id), until.timestamp())
+        except Gone as error:  # whether it is, the listing says
+            message = f"Vast.ai does not know instance {instance.id}, whose end was to be scheduled: {error}"
+            raise Transient(message, driver=self.name, operation="guard", label=instance.label) from error
+
+    async def bid(self, instance: Instance, price: Decimal) -> None:
+        with contextlib.suppress(Gone):
+            await self._api.bid(instance.id, price)
 
     async def connect(self, instance: Instance) -> Transport:
-        host, port = instance.address.get("host"), instance.address.get("port")
-        if not host:
-            raise HostUnreachable(f"instance {instance.id} of Vast.ai has no address yet")
-        path = await self._key()
-        if instance.id not in self._let_in:
-            await self._let_us_in(instance.id, path)
-        place = (instance.id, f"{self._user}@{host}:{port}")
-        known = self._transports.get(place)
-        if known is None or instance.host_key not in ("", known.host_key):
-            known = self._transports[place] = SshTransport(place[1], self._settings, host_key=instance.host_key, identity=path)
-        return known
+        return await self._access.transport(self._contacts.of(instance.id), instance)
 
-    async def _let_us_in(self, instance_id: str, path: Path) -> None:
-        public = path.with_name(f"{path.name}.pub")
-        try:
-            key = (await asyncio.to_thread(public.read_text)).strip()
-        except OSError as error:
-            raise ConfigError(f"the public half of the key {path} is not there: {error}; ssh-keygen -y makes it") from error
-        try:
-            await self._api.attach_key(instance_id, key)
-        except Gone as error:  # whether it is, the listing says
-            raise HostUnreachable(f"instance {instance_id} of Vast.ai cannot be found: {error}") from error
-        self._let_in.add(instance_id)
+    # -- what the provider knows
+
+    async def recorded(self, offer: Offer, label: str, since: datetime) -> Sequence[Instance]:
+        made = list(records.made_since(await self._api.audit_log(), since.timestamp()))
+        if not made:
+            return []
+        listed = {str(row.get("id")): row for row in await self._api.instances()}
+        found: list[Instance] = []
+        for each in made:
+            if each.label not in ("", label):
+                continue
+            row = listed.get(each.id) or await self._api.instance(each.id)
+            one = rows.instance(row) if row is not None else None
+            # Without a label of its own it is ours only if the log says so: somebody else's may have none.
+            if one is not None and (one.label or each.label) == label:
+                found.append(replace(one, label=label))
+        return found
+
+    async def credit(self) -> Decimal:
+        return examine.credit(await self._api.account())
+
+    async def charges(self, since: datetime, until: datetime) -> Sequence[Charge]:
+        return records.charges(await self._api.charges(*records.whole_days(since, until)))
+
+    @property
+    def farewell(self) -> str:
+        return farewell(self._url)
 
     async def check(self) -> str:
-        account = await self._api.account()
-        return f"{self._url}: {rows.money(account, 'credit'):.2f} $ of credit"
+        return f"{self._url}: {await self.credit():.2f} $ of credit"
+
+    async def examine(self) -> Sequence[Finding]:
+        return [finding async for finding in examine.examine(self._api, self._access)]
+
+    # -- leaving
+
+    def _part(self, listed: set[str]) -> None:
+        """Clear away, aside, what belongs to instances that are gone."""
+        for contact in self._contacts.parted(listed, asyncio.get_running_loop().time()):
+            chore = asyncio.create_task(self._clear_away(contact), name=f"after instance {contact.id}")
+            self._chores.add(chore)
+            chore.add_done_callback(self._chores.discard)
+
+    async def _clear_away(self, contact: Contact) -> None:
+        for transport in contact.transports.values():
+            await transport.close()
+        with contextlib.suppress(DriverError):  # what is left behind asks for the end of what is not there, and is over in a day
+            if await self._api.instance(contact.id) is None:  # a second word for it: without its guard nobody else would end it
+                await self._guards.take_back(contact)
 
     async def close(self) -> None:
-        for transport in self._transports.values():
-            await transport.close()
+        if self._chores:
+            await asyncio.wait(self._chores, timeout=_CHORES_S)
+        for contact in self._contacts.all():
+            for transport in contact.transports.values():
+                await transport.close()
+        for chore in tuple(self._chores):
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
         if self._opened is not None:
             await self._opened.close()
-
-    async def _key(self) -> Path:
-        """Return the private key that rented machines let in; made once where the user has named none."""
-        if self._key_path is None:
-            self._key_path = await asyncio.to_thread(own_key, self._settings.state_dir)
-        return self._key_path
-
-
-def _wishes(options: Mapping[str, Any]) -> Wishes:
-    given = {key: value for key, value in options.items() if key not in ("url", "image", "user", "visibility_lag_s")}
-    for name in ("gpu_names", "regions"):
-        if name in given:
-            given[name] = tuple(given[name])
-    if "max_price" in given:
-        given["max_price"] = Decimal(str(given["max_price"]))
-    if "blocked_machines" in given:
-        given["blocked_machines"] = frozenset(given["blocked_machines"])
-    return Wishes(**given)

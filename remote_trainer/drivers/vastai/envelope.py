@@ -21,11 +21,14 @@ _QUOTED = 300  # characters of a reply in a message
 _AUTH_WORDS = ("auth_error", "invalid user key", "requires login", "session expired", "lacks the", "lacks proper privileges")
 _GONE_WORDS = ("no_such_instance", "not_found", "no such instance", "instance not found")
 _NO_OFFER_WORDS = ("no_such_ask", "is not available", "resources_unavailable")
+_NO_OFFER_STATUS = (404, 409, 410)  # none of them can have rented anything
+_LOST_STATUS = (408, 425)
 _ALREADY_WORDS = ("already associated",)
 _NO_CREDIT_WORDS = ("insufficient_credit", "missing_billing", "insufficient credit")
 
 #: What the provider asks for when it names no time, seconds.
 _LIMITED_S = 10.0
+_CREATE_LIMITED_S = 18.0  # a request to rent that comes too soon is punished with 12 s on top
 
 #: And at most: a quota is renewed each day, and no machine may stay unasked for longer because of a wrong number.
 _QUOTA_MAX_S, _LIMITED_MAX_S = 86400.0, 600.0
@@ -42,9 +45,9 @@ class Already(Permanent):
 class OfferGone(Permanent):
     """The offer was taken by somebody else, or the bid is too low for it."""
 
-    def __init__(self, message: str, *, leftover: int | None = None) -> None:
+    def __init__(self, message: str, *, driver: str = _DRIVER, operation: str = "create", leftover: int | None = None) -> None:
         self.leftover = leftover  # an instance that was made all the same, stopped and costing money
-        super().__init__(message, driver=_DRIVER, operation="create")
+        super().__init__(message, driver=driver, operation=operation)
 
 
 class Scheduled(Permanent):
@@ -83,12 +86,12 @@ def read(reply: Reply, operation: str, *, now: float) -> Any:
 def _refusal(reply: Reply, fields: Mapping[str, Any], operation: str, now: float) -> DriverError:
     words = _words(reply, fields)
     if reply.status == 429:
-        wait_s = _wait_s(reply, fields, words, now)
+        wait_s = _wait_s(reply, fields, words, operation, now)
         message = f"Vast.ai limits {operation}: {words}; next try in {wait_s:.0f} s"
         return Transient(message, driver=_DRIVER, operation=operation, retry_after_s=wait_s)
-    if operation == "create" and _has(words, _NO_OFFER_WORDS):
-        leftover = fields.get("new_contract")
-        return OfferGone(f"the offer is gone: {words}", leftover=leftover if isinstance(leftover, int) else None)
+    leftover = fields.get("new_contract") if operation == "create" else None
+    if isinstance(leftover, int):  # whatever else it says: something was made, and it costs money
+        return OfferGone(f"the offer is gone: {words}", leftover=leftover)
     known = fields.get("scheduled_job_id")
     if operation == "schedule" and reply.status == 422 and isinstance(known, int):
         return Scheduled(f"it is scheduled already: {words}", job_id=known)
@@ -101,11 +104,15 @@ def _meaning(reply: Reply, words: str, operation: str) -> tuple[type[DriverError
         return Permanent, f"Vast.ai refuses the API key ({operation}): {words}; check VAST_API_KEY and its permissions"
     if _has(words, _NO_CREDIT_WORDS):
         return Permanent, f"the Vast.ai account has no credit left: {words}; add credit"
+    if operation == "create" and reply.status < 500 and (reply.status in _NO_OFFER_STATUS or _has(words, _NO_OFFER_WORDS)):
+        return OfferGone, f"the offer is gone: {words}"
     if _has(words, _ALREADY_WORDS):
         return Already, f"it is so already: {words}"
     if _has(words, _GONE_WORDS):
         return Gone, f"no such instance: {words}"
-    if reply.status >= 500 or 200 <= reply.status < 300:
+    if operation == "bid" and 200 <= reply.status < 300:
+        return Permanent, f"Vast.ai refuses the bid: {words}"
+    if reply.status >= 500 or 200 <= reply.status < 300 or reply.status in _LOST_STATUS:
         # A 2xx without success may have changed something too.
         return (Ambiguous if operation == "create" else Transient), f"Vast.ai failed {operation} with {reply.status}: {words}"
     return Permanent, f"Vast.ai refuses {operation} with {reply.status}: {words}"
@@ -120,12 +127,12 @@ def _words(reply: Reply, fields: Mapping[str, Any]) -> str:
     return (": ".join(dict.fromkeys(parts)) or reply.text.strip() or "no reason given")[:_QUOTED]
 
 
-def _wait_s(reply: Reply, fields: Mapping[str, Any], words: str, now: float) -> float:
+def _wait_s(reply: Reply, fields: Mapping[str, Any], words: str, operation: str, now: float) -> float:
     if "search_quota_exceeded" in words.lower():
         reset = _number(reply.headers.get("x-ratelimit-reset"))
         return min(_QUOTA_MAX_S, max(60.0, reset - now)) if reset else 3600.0
     asked = _number(reply.headers.get("retry-after")) or _number(fields.get("retry_after"))
-    return min(_LIMITED_MAX_S, asked) or _LIMITED_S
+    return min(_LIMITED_MAX_S, asked) or (_CREATE_LIMITED_S if operation == "create" else _LIMITED_S)
 
 
 def _number(value: object) -> float:

@@ -2,12 +2,14 @@
 
 The provider refuses whoever asks more often, and a refused request to rent is punished with a longer wait.
 
-Rules for editing: intervals are the provider's published thresholds and a little more; a caller waits its turn, first come first served.
+Rules for editing: intervals are the provider's published thresholds and a little more; a caller waits its turn, first come first served,
+and one that waits no longer leaves its place to the next.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
@@ -19,8 +21,12 @@ INTERVALS_S: Mapping[str, float] = {
     "list": 1.2,
     "account": 1.2,
     "attach": 1.2,
+    "detach": 2.2,
+    "keys": 1.2,
     "bid": 6.0,
+    "show": 2.2,
     "schedule": 1.2,
+    "schedules": 1.2,
     "audit": 2.0,
     "charges": 1.2,
 }
@@ -32,19 +38,22 @@ class Pace:
     def __init__(self, intervals_s: Mapping[str, float] = INTERVALS_S) -> None:
         self._intervals_s = intervals_s
         self._next: dict[str, float] = {}
+        self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def turn(self, kind: str) -> None:
         """Wait for this kind's next turn and take it."""
-        now = asyncio.get_running_loop().time()
-        at = max(now, self._next.get(kind, now))
-        self._next[kind] = at + self._intervals_s[kind]
-        if at > now:
-            await asyncio.sleep(at - now)
+        now = asyncio.get_running_loop().time
+        async with self._lines[kind]:
+            while True:  # it may be held meanwhile
+                left_s = self._next.get(kind, 0.0) - now()
+                if left_s <= 0:
+                    break
+                await asyncio.sleep(left_s)
+            self._next[kind] = now() + self._intervals_s[kind]
 
     def hold(self, kind: str, seconds: float) -> None:
         """Let nothing of this kind through for so long: the provider said so."""
-        now = asyncio.get_running_loop().time()
-        self._next[kind] = max(self._next.get(kind, now), now + seconds)
+        self._next[kind] = max(self._next.get(kind, 0.0), asyncio.get_running_loop().time() + seconds)
 
 
 _SHARED: WeakValueDictionary[tuple[str, str], Pace] = WeakValueDictionary()

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from types import MappingProxyType
 from typing import Any
 
+from remote_trainer.drivers.vastai.speeds import speed
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 
 Row = Mapping[str, Any]
@@ -41,14 +43,17 @@ _MESSAGE_MAX = 300
 _SANE = 10**11  # no count, price or time of ours is larger
 
 
-def offer(row: Row, *, disk_gb: int) -> Offer | None:
-    """Return an offer priced with a disk of that size, or None for a row that is no GPU machine."""
+def offer(row: Row, *, disk_gb: int, spot: bool = False, speeds: Mapping[str, float] = MappingProxyType({})) -> Offer | None:
+    """Return an offer priced with a disk of that size, or None for a row that is no GPU machine.
+
+    A spot offer is priced at the least bid that would win now; one whose least bid is not told is none.
+    """
     if row.get("id") is None or row.get("resource_type", "gpu") != "gpu":
         return None
-    gpus, base = int(number(row, "num_gpus")), money(row, "dph_base")
-    if gpus < 1 or base <= 0:
+    gpus, gpu_part = int(number(row, "num_gpus")), money(row, "min_bid" if spot else "dph_base")
+    if gpus < 1 or gpu_part <= 0:
         return None
-    storage = money(row, "storage_cost") * disk_gb / _MONTH_H
+    disk = cents(money(row, "storage_cost") * disk_gb / _MONTH_H)
     have = Resources(
         gpus=gpus,
         vram_gb=int(number(row, "gpu_ram") / 1000),
@@ -59,15 +64,23 @@ def offer(row: Row, *, disk_gb: int) -> Offer | None:
     return Offer(
         id=str(row["id"]),
         driver=_DRIVER,
-        description=f"{gpus} × {name}, {text(row, 'geolocation') or 'somewhere'}",
-        price_per_hour=(base + storage).quantize(Decimal("0.000001")),
+        description=f"{gpus} × {name}, {text(row, 'geolocation') or 'somewhere'}{', spot' if spot else ''}",
+        price_per_hour=cents(gpu_part) + disk,
+        disk_per_hour=disk,
+        spot=spot,
         resources=have,
         machine=str(row.get("machine_id") or ""),
+        speed=speed(name, gpus, number(row, "dlperf"), overrides=speeds),
         price_per_gb_in=money(row, "inet_down_cost"),
         price_per_gb_out=money(row, "inet_up_cost"),
         boot_s=_BOOT_S,
         facts={key: row.get(key) for key in _FACTS},
     )
+
+
+def cents(amount: Decimal) -> Decimal:
+    """Return an amount with the six digits that are kept."""
+    return amount.quantize(Decimal("0.000001"))
 
 
 #: What choosing looks at and a saved offer keeps.
@@ -89,6 +102,7 @@ _FACTS = (
     "duration",
     "min_bid",
     "dph_base",
+    "dlperf",
 )
 
 
@@ -105,9 +119,16 @@ def instance(row: Row) -> Instance | None:
         state=state,
         address={"host": host, "port": port} if host else {},
         price_per_hour=money(row, "dph_total"),
+        disk_per_hour=_disk_per_hour(row),
+        min_bid=money(row, "min_bid") if row.get("is_bid") is True else Decimal(0),
         created_at=datetime.fromtimestamp(started, UTC) if started > 0 else None,
         message=message,
     )
+
+
+def _disk_per_hour(row: Row) -> Decimal:
+    told = money(row, "storage_total_cost")
+    return cents(told or money(row, "storage_cost") * money(row, "disk_space") / _MONTH_H)
 
 
 def endpoint(row: Row) -> tuple[str, int]:
@@ -125,7 +146,9 @@ def _state(row: Row) -> tuple[InstanceState, str]:
     """Return what the provider says of an instance, in our words, and its own."""
     actual, intended = text(row, "actual_status"), text(row, "intended_status")
     message = " ".join(text(row, "status_msg").split())[:_MESSAGE_MAX]
-    halted = intended == "stopped" and text(row, "cur_state") == "stopped"
+    # We never ask it to stop: meant to be stopped is outbid, out of credit, or given up by its host. The contract's own state alone
+    # says nothing: a healthy instance may begin with it at "stopped".
+    halted = intended == "stopped" and (actual != "running" or text(row, "cur_state") == "stopped")
     if actual in _ENDED or halted:
         return InstanceState.STOPPED, message or f"{actual or 'not started'}, meant to be {intended or 'stopped'}"
     if actual == "running":
