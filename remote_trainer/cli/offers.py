@@ -6,13 +6,12 @@ Rules for editing: the ranking is the service's; here it is printed.
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remote_trainer.cli import options, out, outcome, session
-from remote_trainer.cli.options import DriverOption, Host, Json, MaxCost, Set
+from remote_trainer.cli.options import Dataset, DriverOption, Host, Json, MaxCost, Set, Tool
 from remote_trainer.errors import NoCapacity
 
 if TYPE_CHECKING:
@@ -26,12 +25,10 @@ def register(app: typer.Typer) -> None:
 
 
 def offers(
-    tool: Annotated[str, typer.Option("--tool", metavar="NAME[@VERSION]", help="What is to run (remote-trainer tools list)")],
+    tool: Tool,
     driver: Annotated[str, typer.Option("--driver", help="Where to look (remote-trainer drivers list)")] = "vastai",
     host: Host = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="DIR", help="What would be sent there; its traffic counts")
-    ] = None,
+    dataset: Dataset = None,
     settings: Set = None,
     option: DriverOption = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="As for run-training")] = None,
@@ -46,7 +43,7 @@ def offers(
     order = Order(
         tool=tool,
         driver=driver,
-        dataset=str(Path(dataset)) if dataset and "://" not in dataset else dataset,
+        dataset=options.source(dataset),
         settings=settings or (),
         driver_options=options.driver_options(host, option),
         max_hours=max_hours,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,8 @@ import typer
 from remote_trainer.errors import UsageError
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, the beginning of it, or its name")]
+Tool = Annotated[str, typer.Option("--tool", metavar="NAME[@VERSION]", help="What is to run (remote-trainer tools list)")]
+Dataset = Annotated[str | None, typer.Option("--dataset", metavar="DIR", help="A folder, an archive, or s3://bucket/prefix")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return as soon as the job is queued, with its id")]
 Host = Annotated[str | None, typer.Option("--host", metavar="USER@BOX[:PORT]", help="The machine, for --driver ssh")]
@@ -23,6 +26,11 @@ DriverOption = Annotated[
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the tool; may be repeated")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", metavar="USD", help="Stop before it costs more; 0: no cap")]
+
+
+def source(dataset: str | None) -> str | None:
+    """Return where a dataset is: a path in this machine's manner, or an address."""
+    return str(Path(dataset)) if dataset and "://" not in dataset else dataset
 
 
 def driver_options(host: str | None, options: Sequence[str] | None) -> dict[str, str]:

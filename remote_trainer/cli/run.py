@@ -5,14 +5,13 @@ Rules for editing: the function's arguments are the documented options (docs/cli
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from remote_trainer.cli import documents, guard, options, out, session
 from remote_trainer.cli.follow import choose_view, follow
-from remote_trainer.cli.options import Detach, DriverOption, Host, Json, MaxCost, Set
+from remote_trainer.cli.options import Dataset, Detach, DriverOption, Host, Json, MaxCost, Set, Tool
 
 if TYPE_CHECKING:
     from remote_trainer.model import Job
@@ -24,12 +23,10 @@ app = typer.Typer(name="run-training", rich_markup_mode=None, pretty_exceptions_
 
 @app.command()
 def run_training(
-    tool: Annotated[str, typer.Option("--tool", metavar="NAME[@VERSION]", help="What to run (remote-trainer tools list)")],
+    tool: Tool,
     driver: Annotated[str, typer.Option("--driver", help="Where to run it (remote-trainer drivers list)")] = "local",
     host: Host = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="DIR", help="A folder, an archive, or s3://bucket/prefix")
-    ] = None,
+    dataset: Dataset = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model: a folder or a hub id (as --set base=…)")] = None,
     settings: Set = None,
     option: DriverOption = None,
@@ -49,7 +46,7 @@ def run_training(
     order = Order(
         tool=tool,
         driver=driver,
-        dataset=str(Path(dataset)) if dataset and "://" not in dataset else dataset,
+        dataset=options.source(dataset),
         base=base,
         settings=settings or (),
         driver_options=options.driver_options(host, option),
@@ -61,11 +58,9 @@ def run_training(
         max_attempts=max_attempts,
     )
     if dry_run:
-        from remote_trainer.cli import plan
-
-        session.wait_for(plan.show(order, as_json=as_json))
+        _show(order, as_json=as_json)
     else:
-        session.run(lambda opened: _run(opened, order, detach=detach, as_json=as_json))
+        _run(order, detach=detach, as_json=as_json)
 
 
 def main() -> NoReturn:
@@ -73,10 +68,19 @@ def main() -> NoReturn:
     guard.run(app, "run-training")
 
 
-async def _run(opened: App, order: Order, *, detach: bool, as_json: bool) -> None:
+def _show(order: Order, *, as_json: bool) -> None:
+    from remote_trainer.cli import plan
+
+    session.wait_for(plan.show(order, as_json=as_json))
+
+
+def _run(order: Order, *, detach: bool, as_json: bool) -> None:
     from remote_trainer.service.submit import submit
 
-    await go_on(opened, await submit(opened, order), detach=detach, as_json=as_json)
+    async def work(opened: App) -> None:
+        await go_on(opened, await submit(opened, order), detach=detach, as_json=as_json)
+
+    session.run(work)
 
 
 async def go_on(opened: App, job: Job, *, detach: bool, as_json: bool) -> None:

@@ -24,13 +24,7 @@ from tests.support.s3 import S3Bucket, S3Server
 
 
 def settings(server: S3Server, **changes: Any) -> S3Settings:
-    known = {
-        "endpoint": server.endpoint_url,
-        "key_id": server.access_key,
-        "secret_key": server.secret_key,
-        "ca_bundle": server.ca_bundle,
-    }
-    return S3Settings.model_validate(known | {"region": server.region} | changes)
+    return S3Settings.model_validate(server.access | changes)
 
 
 def uploads(bucket: S3Bucket, key: str) -> list[Any]:

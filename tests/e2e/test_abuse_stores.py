@@ -107,16 +107,7 @@ async def test_a_mongo_server_that_is_down_at_the_start(own_sshd: SshdServer, ow
 async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Callable[[str], S3Server], tmp_path: Path) -> None:
     """Artifacts wait here while the object store is away; the job is DONE only once they are verified there."""
     server = start_s3("juicefs")
-    bucket = server.new_bucket()
-    settings = {
-        "objects": f"s3://{bucket.bucket}/kept",
-        "s3_endpoint": bucket.endpoint_url,
-        "s3_region": bucket.region,
-        "s3_key_id": bucket.access_key,
-        "s3_secret_key": bucket.secret_key,
-        "s3_ca_bundle": bucket.ca_bundle,
-    }
-    async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1, **settings) as rig:
+    async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1, **server.new_bucket().settings) as rig:
         rig.worker()
         job = await rig.submit(lines=10, delay_s=0.1, kb=3000)
         await rig.log_has(job, 1)

@@ -129,18 +129,6 @@ async def _every_life(rig: MortalRig, folder: Path) -> None:
 # -- every point
 
 
-def _with_s3(server: S3Server) -> Mapping[str, object]:
-    bucket = server.new_bucket()
-    return {
-        "objects": f"s3://{bucket.bucket}/kept",
-        "s3_endpoint": bucket.endpoint_url,
-        "s3_region": bucket.region,
-        "s3_key_id": bucket.access_key,
-        "s3_secret_key": bucket.secret_key,
-        "s3_ca_bundle": bucket.ca_bundle,
-    }
-
-
 @dataclass
 class Storm:
     """Rigs that go through every life side by side: one for each pair of stores and each set of points."""
@@ -170,7 +158,7 @@ class Storm:
 @pytest.fixture
 def stores(mongo_uri: str, start_s3: Callable[[str], S3Server]) -> Mapping[str, Mapping[str, object]]:
     """What each kind of installation keeps jobs and artifacts in."""
-    return {"embedded": {}, "shared": {"store": mongo_uri, **_with_s3(start_s3("juicefs"))}}
+    return {"embedded": {}, "shared": {"store": mongo_uri, **start_s3("juicefs").new_bucket().settings}}
 
 
 #: What only one kind of object store has.

@@ -122,13 +122,7 @@ async def test_a_training(host: SupervisedHost, output: OutputFolder, tmp_path: 
 
 async def test_to_a_bucket(host: SupervisedHost, output: OutputFolder, s3_bucket: S3Bucket, tmp_path: Path) -> None:
     """A large final file goes in parts from the host to a bucket and comes back as it was."""
-    access = {
-        "endpoint": s3_bucket.endpoint_url,
-        "key_id": s3_bucket.access_key,
-        "secret_key": s3_bucket.secret_key,
-        "ca_bundle": s3_bucket.ca_bundle,
-    }
-    objects = open_objects(f"s3://{s3_bucket.bucket}/trainings", S3Settings.model_validate(access))
+    objects = open_objects(f"s3://{s3_bucket.bucket}/trainings", S3Settings.model_validate(s3_bucket.server.access))
     data = os.urandom(2 * PART + 12345)
     output.write("lora.safetensors", data)
     result = await collector(host, objects, tmp_path).collect(final=True)

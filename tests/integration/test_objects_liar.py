@@ -45,7 +45,7 @@ def liar(bucket: S3Bucket) -> Iterator[Liar]:
 
 @pytest.fixture
 def objects(bucket: S3Bucket, liar: Liar, tmp_path: Path) -> Objects:
-    known = {"key_id": bucket.access_key, "secret_key": bucket.secret_key, "endpoint": f"http://127.0.0.1:{liar.port}"}
+    known = bucket.server.access | {"endpoint": f"http://127.0.0.1:{liar.port}"}
     return open_objects(f"s3://{bucket.bucket}/{tmp_path.name}", S3Settings.model_validate(known))
 
 

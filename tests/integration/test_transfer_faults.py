@@ -199,8 +199,7 @@ def bucket_way(request: pytest.FixtureRequest, start_s3: Callable[[Kind], S3Serv
     bucket = start_s3("ministack").new_bucket()
     with Link("127.0.0.1", bucket.server.proxy.port) as link:
         way: Upload | Download = request.param(link, tmp_path / "way")
-        known = {"key_id": bucket.access_key, "secret_key": bucket.secret_key, "ca_bundle": bucket.ca_bundle}
-        settings = S3Settings.model_validate(known | {"endpoint": f"https://127.0.0.1:{link.port}"})
+        settings = S3Settings.model_validate(bucket.server.access | {"endpoint": f"https://127.0.0.1:{link.port}"})
         way.objects = open_objects(f"s3://{bucket.bucket}/x", settings)
         yield way
 

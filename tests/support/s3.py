@@ -42,6 +42,17 @@ class S3Server:
         """https, on a port that stays the same."""
         return f"https://127.0.0.1:{self.proxy.port}"
 
+    @property
+    def access(self) -> dict[str, str]:
+        """How to reach it, as the settings of section ``s3`` say it."""
+        return {
+            "endpoint": self.endpoint_url,
+            "region": self.region,
+            "key_id": self.access_key,
+            "secret_key": self.secret_key,
+            "ca_bundle": str(self.ca_bundle),
+        }
+
     def new_bucket(self) -> S3Bucket:
         """An empty bucket with a name of its own."""
         name = f"test-{secrets.token_hex(6)}"
@@ -107,6 +118,11 @@ class S3Bucket:
     def ca_bundle(self) -> Path:
         """The authority to trust."""
         return self.server.ca_bundle
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings of an installation that keeps its objects here."""
+        return {"objects": f"s3://{self.bucket}/kept"} | {f"s3_{name}": value for name, value in self.server.access.items()}
 
 
 @contextlib.contextmanager
