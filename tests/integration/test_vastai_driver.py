@@ -1,0 +1,339 @@
+"""The driver of Vast.ai against the simulated service: what it asks, in which order, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from remote_trainer.drivers.vastai import pace
+from remote_trainer.drivers.vastai.access import Access
+from remote_trainer.drivers.vastai.api import VastApi
+from remote_trainer.drivers.vastai.contacts import Contact, Contacts
+from remote_trainer.drivers.vastai.driver import VastDriver
+from remote_trainer.errors import Ambiguous, Permanent
+from remote_trainer.model import Instance, InstanceState, Offer, Resources
+from remote_trainer.ports import Bidder, Biller, DriverSettings, Examiner, Recorder, SelfEnding, Spec
+from remote_trainer.testing.vast import demo
+from remote_trainer.testing.vast.clock import StandingClock
+from remote_trainer.testing.vast.server import SimVast
+
+LABEL = "rt-dep-j1-a1"
+WANTED = Resources(gpus=1, disk_gb=8)
+
+
+@pytest.fixture
+def sim(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimVast]:
+    """A service whose time stands still; nobody need wait a turn."""
+    for kind in pace.INTERVALS_S:
+        monkeypatch.setitem(pace.INTERVALS_S, kind, 0.0)  # type: ignore[misc]
+    with SimVast([demo.offer(number) for number in range(100, 110)], clock=StandingClock(datetime.now(UTC).timestamp())) as sim:
+        yield sim
+
+
+@pytest.fixture
+def settings(sim: SimVast, tmp_path: Path) -> DriverSettings:
+    return DriverSettings(state_dir=tmp_path, find_secret=lambda name: sim.key)
+
+
+@pytest.fixture
+async def driver(sim: SimVast, settings: DriverSettings) -> AsyncIterator[VastDriver]:
+    driver = VastDriver({"url": sim.url}, settings)
+    yield driver
+    await driver.close()
+
+
+async def rent(driver: VastDriver, *, spot: bool = False, label: str = LABEL) -> tuple[Offer, Instance]:
+    offer, *_ = await driver.offers(WANTED, spot=spot)
+    return offer, await driver.create(offer, Spec(image="i", disk_gb=WANTED.disk_gb), label)
+
+
+def asked(sim: SimVast, method: str, part: str) -> int:
+    return sum(1 for each, path in sim.requests if each == method and part in path)
+
+
+def test_it_can_do_what_it_says(driver: VastDriver) -> None:
+    """Every optional ability is there as the core will look for it."""
+    for ability in (Bidder, Recorder, Biller, Examiner, SelfEnding):
+        assert isinstance(driver, ability)
+    assert driver.abilities.spot and driver.abilities.records and driver.abilities.scheduler
+
+
+# ---------------------------------------------------------------------------------------------------------------- renting
+
+
+async def test_what_is_rented_costs_what_was_offered(sim: SimVast, driver: VastDriver) -> None:
+    """On demand and spot, with the disk that is really rented."""
+    for spot in (False, True):
+        offer, made = await rent(driver, spot=spot)
+        kept = sim.live[int(made.id)]
+        assert kept.disk_gb == 10.0
+        assert kept.bid == (float(offer.price_per_hour - offer.disk_per_hour) if spot else None)
+        (listed,) = [one for one in await driver.instances("rt-") if one.id == made.id]
+        assert listed.price_per_hour == pytest.approx(offer.price_per_hour, abs=Decimal("0.00001"))
+        assert listed.disk_per_hour == pytest.approx(offer.disk_per_hour, abs=Decimal("0.00001"))
+
+
+async def test_a_machine_hears_of_our_key_while_it_boots(sim: SimVast, driver: VastDriver) -> None:
+    """Right after the request, not only when somebody connects; and not twice."""
+    _, made = await rent(driver)
+    assert len(sim.live[int(made.id)].keys) == 1
+    await driver.connect(Instance(id=made.id, label=LABEL, address={"host": "127.0.0.1", "port": 1}))
+    assert asked(sim, "POST", "/ssh/") == 1
+
+
+async def test_a_machine_that_a_refused_bid_left_behind_is_given_back(sim: SimVast, driver: VastDriver) -> None:
+    """It never started and costs its disk. One that cannot be given back leaves the request in doubt, so that somebody looks."""
+    offer, *_ = await driver.offers(WANTED, spot=True)
+    sim.faults.arm("create-parked")
+    with pytest.raises(Permanent, match="gone"):
+        await driver.create(offer, Spec(image="i"), LABEL)
+    assert [each.ended_at is None for each in sim.live.values()] == [False]
+    sim.faults.arm("create-parked")
+    sim.faults.arm("destroy-bad-key")
+    other = (await driver.offers(WANTED, spot=True))[-1]
+    with pytest.raises(Ambiguous, match="could not be given back"):
+        await driver.create(other, Spec(image="i"), LABEL)
+
+
+async def test_a_bid_can_be_raised_and_one_for_what_is_gone_is_no_error(sim: SimVast, driver: VastDriver) -> None:
+    """Again is fine."""
+    _, made = await rent(driver, spot=True)
+    for _ in range(2):
+        await driver.bid(made, Decimal("0.9"))
+    assert sim.live[int(made.id)].bid == 0.9
+    await driver.bid(Instance(id="12345", label=LABEL), Decimal("0.9"))
+
+
+async def test_an_outbid_machine_is_stopped_in_all_its_shapes(sim: SimVast, driver: VastDriver) -> None:
+    """As the service shows it."""
+    for shape in ("stopped", "exited", "loading"):
+        _, made = await rent(driver, spot=True, label=f"{LABEL}-{shape}")
+        sim.clock.advance(60)
+        sim.faults.arm("run-outbid", label=f"{LABEL}-{shape}", shape=shape)
+        sim.tick()
+        states = {one.id: one.state for one in await driver.instances("rt-")}
+        assert states[made.id] is InstanceState.STOPPED, shape
+
+
+# ---------------------------------------------------------------------------------------------------------------- records
+
+
+async def test_an_instance_that_no_listing_shows_is_found_in_the_log(sim: SimVast, driver: VastDriver) -> None:
+    """The request was accepted, its reply lost, and the listing lags; others' instances and those that are gone are left out."""
+    began = datetime.now(UTC) - timedelta(seconds=30)
+    sim.faults.arm("list-lag", seconds=3600)
+    offer, made = await rent(driver)
+    await rent(driver, label="rt-dep-j2-a1")
+    _, gone = await rent(driver)
+    await driver.destroy(gone)
+    sim.clock.advance(60)
+    assert made.id not in {one.id for one in await driver.instances("")}
+    assert [(one.id, one.label) for one in await driver.recorded(offer, LABEL, began)] == [(made.id, LABEL)]
+    assert await driver.recorded(offer, LABEL, began + timedelta(hours=1)) == []
+    assert await driver.recorded(offer, "rt-dep-j3-a1", began) == []
+
+
+async def test_a_key_that_may_not_read_the_log_says_so_once_and_for_all(sim: SimVast, driver: VastDriver) -> None:
+    """Permanent: asking again will not help, and the core goes on by the listing alone."""
+    offer, _ = await rent(driver)
+    sim.account.key.groups = frozenset({"instance_read", "instance_write"})
+    with pytest.raises(Permanent, match="misc"):
+        await driver.recorded(offer, LABEL, datetime.now(UTC))
+
+
+async def test_credit_and_bills(sim: SimVast, driver: VastDriver) -> None:
+    """What is left, and what an instance cost on its day."""
+    _, made = await rent(driver)
+    sim.clock.advance(1800)
+    sim.tick()
+    before = await driver.credit()
+    assert before < 25
+    now = datetime.fromtimestamp(sim.clock.now(), UTC)
+    (charge,) = await driver.charges(now - timedelta(days=1), now)
+    assert (charge.instance, charge.label) == (made.id, LABEL)
+    assert charge.amount == pytest.approx(Decimal(25) - before, abs=Decimal("0.00001"))
+
+
+# ----------------------------------------------------------------------------------------------------- the last switch
+
+
+async def test_the_end_is_moved_by_one_request_and_repeated_by_none(sim: SimVast, driver: VastDriver) -> None:
+    """Asked for again and again, as deadlines move by minutes, it costs a request only when the hour changes."""
+    _, made = await rent(driver)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    before = len(sim.requests)
+    for minutes in (65, 66, 110, 119, 121, 170):
+        await driver.guard(made, hour + timedelta(minutes=minutes))
+    assert len(sim.requests) - before == 2
+    (job,) = sim.schedule.jobs.values()
+    assert job.due == (hour + timedelta(hours=3)).timestamp()
+
+
+async def test_what_somebody_took_away_is_put_back(sim: SimVast, driver: VastDriver) -> None:
+    """A job of the scheduler that is gone is made anew, not changed."""
+    _, made = await rent(driver)
+    await driver.guard(made, datetime.now(UTC) + timedelta(hours=1))
+    sim.schedule.jobs.clear()
+    await driver.guard(made, datetime.now(UTC) + timedelta(hours=5))
+    assert len(sim.schedule.jobs) == 1
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+async def test_nothing_is_scheduled_any_more_for_a_machine_that_is_gone(
+    sim: SimVast, settings: DriverSettings, same_process: bool
+) -> None:
+    """The switch stays until a listing lacks the machine, and goes then, whoever had set it."""
+    first = VastDriver({"url": sim.url}, settings)
+    _, made = await rent(first)
+    await first.guard(made, datetime.now(UTC) + timedelta(hours=1))
+    last = first if same_process else VastDriver({"url": sim.url}, settings)
+    sim.faults.arm("destroy-lingers", seconds=60)
+    await last.destroy(made)
+    assert len(await last.instances("")) == 1
+    assert len(sim.schedule.jobs) == 1
+    sim.clock.advance(120)
+    assert await last.instances("") == []
+    for each in {first, last}:
+        await each.close()
+    assert sim.schedule.jobs == {}
+    assert asked(sim, "GET", "schedule_job") == (0 if same_process else 1)
+
+
+def test_what_is_remembered_of_an_instance_goes_with_it() -> None:
+    """At once when its end was asked for; else only when listings have lacked it for ten minutes."""
+    contacts = Contacts()
+    kept, ended = contacts.of("1"), contacts.of("2")
+    ended.ending = True
+    assert contacts.parted({"1", "2"}, 0.0) == []
+    assert contacts.parted(set(), 10.0) == [ended]
+    assert contacts.parted({"1"}, 500.0) == []
+    assert contacts.parted(set(), 600.0) == []
+    assert contacts.parted(set(), 1199.0) == []
+    assert contacts.parted(set(), 1200.0) == [kept]
+    assert contacts.all() == ()
+
+
+# ------------------------------------------------------------------------------------------------------------ our key
+
+
+async def test_a_machine_that_has_forgotten_our_key_is_told_anew(sim: SimVast, settings: DriverSettings) -> None:
+    """The service believes that it knows the key, so the key is taken away there first; but a new machine may only be slow."""
+    api = VastApi(sim.url, sim.key)
+    access = Access(lambda: api, settings, "root")
+    contact = Contact(str(sim.create(100, {"image": "i", "disk": 10.0, "label": LABEL}).id))
+    await access.ask(contact)
+    contact.refused = True
+    await access.ask(contact)
+    assert asked(sim, "POST", "/ssh/") == 1, "it may take minutes until a key is known"
+    assert contact.let_in_at is not None
+    contact.let_in_at -= 301
+    await access.ask(contact)
+    assert (asked(sim, "DELETE", "/ssh/"), len(sim.live[int(contact.id)].keys)) == (1, 1)
+    assert not contact.refused
+    await api.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- farewell
+
+
+@pytest.fixture
+def only(tmp_path: Path) -> Callable[[str], str]:
+    """A PATH with the small tools and one program that can ask."""
+
+    def make(program: str) -> str:
+        folder = tmp_path / f"path-{program}"
+        folder.mkdir()
+        for name in ("tr", "sed", "head", "tail", "rm", "mktemp", program):
+            found = os.path.realpath(sys.executable) if name == "python3" else shutil.which(name)
+            if found is None:
+                pytest.skip(f"{name} is not installed")
+            (folder / name).symlink_to(found)
+        return str(folder)
+
+    return make
+
+
+def bid_farewell(driver: VastDriver, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "-s"], input=driver.farewell, env=dict(environment), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("program", ["curl", "python3", "wget"])
+async def test_a_machine_ends_itself(
+    sim: SimVast, driver: VastDriver, only: Callable[[str], str], program: str, tmp_path: Path
+) -> None:
+    """With its own number and key, from files or the environment; what is gone already is fine, and the account's key is not there."""
+    path = only(program)
+    _, made = await rent(driver)
+    kept = sim.live[int(made.id)]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".vast_containerlabel").write_text(f"C.{made.id}")
+    (home / ".vast_api_key").write_text(kept.api_key)
+    done = bid_farewell(driver, {"PATH": path, "HOME": str(home)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert kept.ended_at is not None
+    sim.clock.advance(60)
+    assert await driver.instances("") == []
+    again = bid_farewell(driver, {"PATH": path, "CONTAINER_ID": made.id, "CONTAINER_API_KEY": kept.api_key})
+    assert again.returncode == 0, again.stderr
+    assert sim.key not in driver.farewell
+
+
+@pytest.mark.parametrize("program", ["curl", "python3", "wget"])
+async def test_a_refused_farewell_is_no_success(
+    sim: SimVast, driver: VastDriver, only: Callable[[str], str], program: str
+) -> None:
+    """A wrong key is answered with 404 as well; limits and failures are no end either, and no message carries the key."""
+    path = only(program)
+    _, made = await rent(driver)
+    environment = {"PATH": path, "CONTAINER_ID": made.id, "CONTAINER_API_KEY": "f" * 64}
+    wrong = bid_farewell(driver, environment)
+    assert wrong.returncode == 1 and "Invalid user key" in wrong.stderr and "f" * 64 not in wrong.stderr
+    for fault in ("destroy-500", "destroy-429"):
+        sim.faults.arm(fault)
+        refused = bid_farewell(driver, {**environment, "CONTAINER_API_KEY": sim.live[int(made.id)].api_key})
+        assert refused.returncode == 1
+    assert sim.live[int(made.id)].ended_at is None
+
+
+@pytest.mark.parametrize("odd", [{"CONTAINER_ID": "7; rm -rf /"}, {"CONTAINER_API_KEY": 'x"\nurl = "http://elsewhere'}])
+def test_a_machine_with_odd_words_about_itself_asks_nobody(sim: SimVast, driver: VastDriver, odd: dict[str, str]) -> None:
+    """What the machine says of itself becomes an address and a header: only digits and plain letters do."""
+    whole = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "CONTAINER_ID": "7", "CONTAINER_API_KEY": "abc"}
+    done = bid_farewell(driver, {**whole, **odd})
+    assert done.returncode == 2
+    assert sim.requests == []
+
+
+# ------------------------------------------------------------------------------------------------------------ doctor
+
+
+async def test_everything_is_examined_and_nothing_changed(sim: SimVast, driver: VastDriver) -> None:
+    """One answer for each permission, the credit and the key of ours."""
+    found = {each.question: each.ok for each in await driver.examine()}
+    assert found == dict.fromkeys(
+        ("key", "credit", "instance_read", "schedule", "instance_write", "misc", "billing_read", "ssh key"), True
+    )
+    assert sim.live == {} and sim.schedule.jobs == {}
+
+
+async def test_what_is_missing_is_named(sim: SimVast, driver: VastDriver) -> None:
+    """A permission that is only good to have is no fault; a key that is refused ends the questions."""
+    sim.account.key.groups = frozenset({"user_read", "instance_read"})
+    sim.account.credit = Decimal(0)
+    found = {each.question: each.ok for each in await driver.examine()}
+    assert found["billing_read"] is None
+    assert {question for question, ok in found.items() if ok is False} == {"credit", "instance_write", "misc"}
+    sim.account.key.revoked = True
+    (only,) = await driver.examine()
+    assert (only.question, only.ok) == ("key", False) and "VAST_API_KEY" in only.answer
