@@ -85,7 +85,13 @@ class Attempt:
     started_at: datetime
     place: int = 0  # which of the job's places it runs at
     offer: Offer | None = None
-    requested_at: datetime | None = None  # saved before the create request is sent
+    rivals: tuple[Offer, ...] = ()  # rented at the same time, under the same label, until one of them all has proved good
+    rivals_gone_at: datetime | None = None  # when only ours was listed any more
+    requested_at: datetime | None = None  # saved before the create requests are sent
+    refused: tuple[str, ...] = ()  # offers that were asked for in vain
+    dropped: tuple[str, ...] = ()  # instances under our label that cannot serve
+    traced: bool = False  # the instance is known from the provider's records alone
+    raised_at: datetime | None = None  # when more was last bid for it: the offer has the new price
     instance: Instance | None = None
     facts: HostFacts | None = None
     steps: tuple[StepRun, ...] = ()

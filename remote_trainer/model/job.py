@@ -12,7 +12,7 @@ from typing import Any
 from remote_trainer.model.attempt import Attempt
 from remote_trainer.model.basics import SCHEMA, JobId, Phase, Reason, Token, Verdict
 from remote_trainer.model.inputs import Input
-from remote_trainer.model.plan import Plan
+from remote_trainer.model.plan import Plan, Resources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +34,6 @@ class Strategy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a job may run: a driver with its options."""
-
-    driver: str
-    options: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"host": "user@box:22"}; no secrets
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Provision:
     """How a job gets its machines."""
 
@@ -52,6 +44,16 @@ class Provision:
     bid_margin: Decimal = Decimal("1.25")  # what is bid, as a multiple of the least that would win
     raise_bid: bool = False  # bid more, up to the job's other caps, when a running machine is about to be lost
     min_mbit: float = 0.0  # a rented machine to which less comes through is changed for another one; Mbit/s, 0: any will do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job may run: a driver with its options, and what its profile says of machines there."""
+
+    driver: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"host": "user@box:22"}; no secrets
+    resources: Resources = Resources()  # wished for there besides what the plan needs
+    provision: Provision = Provision()  # the job's own, as this place has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,8 @@ class Job:
     tenant: str = "default"
     driver_options: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"host": "user@box:22"}; no secrets
     fallbacks: tuple[Place, ...] = ()  # where else it may run
-    provision: Provision = Provision()
+    wishes: Resources = Resources()  # of the first place, besides what the plan needs
+    provision: Provision = Provision()  # of the first place; its strategy is the job's
     inputs: tuple[Input, ...] = ()
     limits: Limits = Limits()
     priority: int = 0  # higher first
@@ -88,7 +91,13 @@ class Job:
     @property
     def places(self) -> tuple[Place, ...]:
         """Everywhere the job may run; an attempt names one by its index."""
-        return (Place(driver=self.driver, options=self.driver_options), *self.fallbacks)
+        first = Place(driver=self.driver, options=self.driver_options, resources=self.wishes, provision=self.provision)
+        return (first, *self.fallbacks)
+
+    @property
+    def place(self) -> Place:
+        """Where the current, or last, attempt runs; the first one before that."""
+        return self.places[self.attempts[-1].place if self.attempts else 0]
 
     @property
     def attempt(self) -> Attempt | None:

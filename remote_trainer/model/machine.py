@@ -19,11 +19,10 @@ class Offer:
     id: str
     driver: str
     description: str = ""
-    price_per_hour: Decimal = Decimal(
-        0
-    )  # US dollars, disk included; of a spot offer: with the least bid that would win, then with ours
+    price_per_hour: Decimal = Decimal(0)  # US dollars, disk included; of a spot offer: with the least bid that wins, then with ours
     disk_per_hour: Decimal = Decimal(0)  # the part of it that is paid from the request on, whatever state the machine is in
     spot: bool = False  # the provider may take the machine back for somebody who pays more
+    most_per_hour: Decimal = Decimal(0)  # what the place's own cap leaves a bid, disk included; 0: it has none
     resources: Resources = Resources()
     machine: str = ""  # the machine behind it, by the provider's id: several offers may be parts of one
     speed: float = 1.0  # how much faster a training runs there than on the driver's reference GPU
