@@ -40,6 +40,7 @@ from remote_trainer.lifecycle.rules import (
     within,
 )
 from remote_trainer.model import (
+    Attempt,
     Instance,
     InstanceState,
     Job,
@@ -115,7 +116,7 @@ def _renting(job: Job, moment: Moment) -> Decision:
     attempt, seen = current(job), moment.seen
     found = next((one for one in (*(seen.instances or ()), *filter(None, [seen.created])) if one.label == attempt.label), None)
     if found is not None:
-        return again(put(job, replace(attempt, instance=found)))
+        return again(put(job, _met(attempt, found, moment)))
     if attempt.requested_at is None:
         if seen.offer is None:
             return wish(job, moment, ChooseOffer(), wake_at=_provisioned_by(job, moment))
@@ -128,6 +129,12 @@ def _renting(job: Job, moment: Moment) -> Decision:
     return wish(job, moment, look(job, moment, 5.0), wake_at=moment.now + timedelta(seconds=5))
 
 
+def _met(attempt: Attempt, instance: Instance, moment: Moment) -> Attempt:
+    """Return the attempt with its instance as it was just seen; when it was first ready, the provider began to charge for it."""
+    ready_at = attempt.ready_at or (moment.now if instance.state is InstanceState.READY else None)
+    return replace(attempt, instance=instance, ready_at=ready_at)
+
+
 def _shows_everything(moment: Moment) -> bool:
     """Is the last listing late enough to show whatever we have asked for, and nothing of it still on its way?"""
     seen_at = moment.seen.instances_at
@@ -138,7 +145,7 @@ def _booting(job: Job, moment: Moment, instance: Instance) -> Decision:
     """The instance is there and not ready yet: keep looking."""
     now_seen = ours(job, moment)
     if now_seen is not None and now_seen.state is not instance.state:
-        return again(put(job, replace(current(job), instance=replace(now_seen, host_key=instance.host_key))))
+        return again(put(job, _met(current(job), replace(now_seen, host_key=instance.host_key), moment)))
     if instance.state in (InstanceState.BROKEN, InstanceState.STOPPED) or gone(job, moment):
         message = f"instance {instance.id} will not become ready: {instance.message or 'the provider dropped it'}"
         return release(job, moment, Verdict.LOST, Reason.PROVISIONING_FAILED, message)

@@ -18,17 +18,22 @@ from remote_trainer.policy.choice import (
     nearly_best,
     rank,
 )
-from remote_trainer.policy.money import attempt_cost, job_cost, spent_at
+from remote_trainer.policy.forecast import needed, projected_cost, seconds_left, spent_at
+from remote_trainer.policy.money import Cost, attempt_cost, cost_between, cost_of, cost_of_job, job_cost
 from remote_trainer.policy.patience import FOREVER_S, Policy, backoff_s, step_retry_at
 
 __all__ = [
     "FOREVER_S",
+    "Cost",
     "Estimate",
     "Policy",
     "Unclaimed",
     "attempt_cost",
     "backoff_s",
     "choose_offer",
+    "cost_between",
+    "cost_of",
+    "cost_of_job",
     "deadline",
     "deadman_s",
     "estimate",
@@ -39,7 +44,10 @@ __all__ = [
     "job_cost",
     "limit",
     "nearly_best",
+    "needed",
+    "projected_cost",
     "rank",
+    "seconds_left",
     "spent_at",
     "step_retry_at",
     "unclaimed",

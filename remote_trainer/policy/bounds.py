@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from remote_trainer.model import Job, Reason
-from remote_trainer.policy.money import spent_at
+from remote_trainer.policy.forecast import spent_at
 from remote_trainer.policy.patience import FOREVER_S, Policy
 
 _DEADMAN_MIN_S = 3600.0

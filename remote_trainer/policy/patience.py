@@ -19,6 +19,9 @@ class Policy:
     """The patience of one installation; seconds throughout."""
 
     provision_timeout_s: float = 1800.0  # until a rented machine must be usable; a borrowed one has until the job's limits
+    key_grace_s: float = 180.0  # a rented machine that is up may refuse our key for that long: it is told of it late
+    silence_s: float = 300.0  # one that takes no connection for that long, while its provider answers, is changed for another one
+    knock_max_s: float = 3.0  # between two logins to a rented machine that is being set up: it is paid for already
     transfer_timeout_s: float = 6 * 3600.0  # the same for its inputs
     fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded; on a borrowed machine until its limits, if later
     fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left

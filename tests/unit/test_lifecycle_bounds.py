@@ -14,21 +14,24 @@ from remote_trainer.errors import InvariantBroken
 from remote_trainer.lifecycle import Decision, Moment
 from remote_trainer.model import HostFacts, Job, Limits, Phase, Reason, StepState, Verdict
 from remote_trainer.policy import Policy, limit, unclaimed
+from remote_trainer.policy.forecast import FETCH_S
+from remote_trainer.policy.money import BILLED_TAIL_S
 from remote_trainer.worker.clock import SystemClock
 from tests.unit.life import BORROWED, NOW, OFFER, RENTED, Life, a_job, kinds
 
 HOUR_S = 3600.0
+END_S = FETCH_S + BILLED_TAIL_S
 
 
 # ----------------------------------------------------------------------------------------------------------------- limits
 
 
 def test_the_first_limit_that_is_reached_counts() -> None:
-    """Half a dollar an hour reaches one dollar after two hours, before or after ``max_hours``."""
+    """Half a dollar an hour reaches one dollar after two hours, less what the end takes, before or after ``max_hours``."""
     life = Life(a_job(limits=Limits(max_hours=3, max_cost=Decimal(1))), RENTED)
     assert limit(life.job) is None
     life.to_executing()
-    assert limit(life.job) == (NOW + timedelta(hours=2), Reason.COST_LIMIT)
+    assert limit(life.job) == (NOW + timedelta(hours=2, seconds=-END_S), Reason.COST_LIMIT)
     sooner = replace(life.job, limits=Limits(max_hours=1, max_cost=Decimal(1)))
     assert limit(sooner) == (NOW + timedelta(hours=1), Reason.TIME_LIMIT)
 
@@ -42,7 +45,9 @@ def test_what_earlier_attempts_cost_counts() -> None:
     life.see(instances=(), instances_at=life.now)
     assert len(life.job.attempts) == 2
     life.see(offer=replace(OFFER, price_per_hour=Decimal("0.25")))
-    assert limit(life.job) == (NOW + timedelta(hours=2.5), Reason.COST_LIMIT)
+    life.see(created=life.instance())
+    left_s = (HOUR_S / 2 - BILLED_TAIL_S) * 2 - END_S
+    assert limit(life.job) == (NOW + timedelta(seconds=1.5 * HOUR_S + left_s), Reason.COST_LIMIT)
 
 
 @pytest.mark.parametrize(("code", "overtime_s"), [(0, Policy().fetch_overtime_s), (1, Policy().fetch_partial_timeout_s)])
@@ -50,7 +55,7 @@ def test_fetching_from_a_rented_machine_ends_soon_after_a_limit(code: int, overt
     """Results are worth an hour beyond the limits, remains ten minutes."""
     life = Life(a_job(limits=Limits(max_cost=Decimal(1))), RENTED)
     life.to_executing()
-    life.later(1.999 * HOUR_S)
+    life.later(1.999 * HOUR_S - END_S)
     life.step("s1.1", StepState.EXITED, code)
     assert life.job.phase is Phase.FETCHING
     life.later(overtime_s - 60)

@@ -45,11 +45,11 @@ def test_max_hours_stops_the_step() -> None:
 
 
 def test_max_cost_stops_the_step() -> None:
-    """At 0.50 dollars an hour one dollar lasts two hours."""
+    """At 0.50 dollars an hour one dollar lasts two hours, of which ten minutes are for the artifacts and what is billed after the end."""
     life = Life(a_job(limits=Limits(max_cost=Decimal(1))), RENTED)
     life.to_executing()
     life.step("s1.1", StepState.RUNNING, drained=False)
-    assert "StopStep" not in kinds(life.later(7100))
+    assert "StopStep" not in kinds(life.later(6500))
     assert "StopStep" in kinds(life.later(101))
     assert life.job.attempts[0].steps[-1].stop_reason is Reason.COST_LIMIT
 
