@@ -116,7 +116,7 @@ def on_vast(job_id: str, phase: Phase, **changes: Any) -> Job:
 
 ALIVE = on_vast("alive", Phase.EXECUTING)
 ENDED = on_vast("ended", Phase.FAILED, finished_at=NOW - timedelta(minutes=10))
-FRESH = on_vast("fresh", Phase.DONE, finished_at=NOW)
+FRESH = on_vast("fresh", Phase.DONE)
 STRANGER = "rt-other0-jalive-a1"
 EVERYTHING = (label("alive"), label("ended"), label("fresh"), label("unknown"), STRANGER)
 
@@ -124,7 +124,7 @@ EVERYTHING = (label("alive"), label("ended"), label("fresh"), label("unknown"), 
 @pytest.fixture
 def full(office: Office) -> Office:
     """One instance of a live job, of one that ended long ago, of one that has just ended, of one nobody knows, and a stranger's."""
-    office.store(ALIVE, ENDED, FRESH)
+    office.store(ALIVE, ENDED, replace(FRESH, finished_at=datetime.now(UTC)))  # this file was loaded long ago
     office.rent(*EVERYTHING)
     return office
 
