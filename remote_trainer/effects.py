@@ -163,6 +163,8 @@ class Trouble:
     at: datetime
     retry_at: datetime
     count: int = 1
+    error: str = ""  # its class, and since when every failure has been of that class
+    alike_since: datetime | None = None
     retry_after_s: float | None = None  # the other side's own wish
 
 

@@ -15,6 +15,7 @@
     │   └── Ambiguous                 it may have taken effect: observe, never repeat blindly
     ├── TransportError                the way to the host
     │   ├── HostUnreachable           says nothing about what runs there
+    │   │   ├── HostSilent                nobody takes the connection, and nobody refuses it
     │   │   └── LoginRefused              it answers and does not let us in: a person must look
     │   ├── HostKeyMismatch           permanent: somebody else answers
     │   └── CommandTimeout            the command may still run
@@ -167,6 +168,10 @@ class HostUnreachable(TransportError):
     """No connection. It says nothing about what runs there."""
 
     transient = True
+
+
+class HostSilent(HostUnreachable):
+    """No answer at all, not even a refusal: the machine is off, or its network takes nothing in. Says nothing about what runs there."""
 
 
 class LoginRefused(HostUnreachable):

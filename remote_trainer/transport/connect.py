@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import asyncssh
 
-from remote_trainer.errors import ConfigError, HostUnreachable, LoginRefused
+from remote_trainer.errors import ConfigError, HostSilent, HostUnreachable, LoginRefused
 from remote_trainer.ports import DriverSettings
 from remote_trainer.transport.gather import Gathering
 from remote_trainer.transport.hostkeys import HostKeys, Judgement
@@ -52,12 +52,13 @@ async def connect(login: Login, keys: HostKeys, address: str) -> asyncssh.SSHCli
     """Return a connection whose host key was judged and is pinned now."""
     judgement = keys.judge(address)
     hops: list[asyncssh.SSHClientConnection] = []
+    direct = _Direct()
     try:
         async with asyncio.timeout(login.settings.connect_timeout_s):
             plan = await asyncio.to_thread(_resolve, login)
             for hop in filter(None, plan.jumps.split(",")):
-                hops.append(await _connect_hop(hop, login, hops[-1] if hops else _Direct()))
-            tunnel = hops[-1] if hops else None if plan.proxy_command else _Direct()
+                hops.append(await _connect_hop(hop, login, hops[-1] if hops else direct))
+            tunnel = hops[-1] if hops else None if plan.proxy_command else direct
             connection = await _handshake(login, plan, judgement, tunnel)
     except BaseException as error:
         for hop_connection in reversed(hops):
@@ -65,7 +66,8 @@ async def connect(login: Login, keys: HostKeys, address: str) -> asyncssh.SSHCli
         if judgement.verdict:
             raise judgement.verdict from error
         if isinstance(error, OSError | asyncssh.Error | ConfigError | ValueError):
-            raise explain(error, login, address) from error
+            silent = isinstance(error, TimeoutError) and not direct.taken
+            raise explain(error, login, address, silent=silent) from error
         raise
     if hops:
         connection.set_tunnel(hops[-1])  # closed with it
@@ -162,11 +164,14 @@ async def _connect_hop(hop: str, login: Login, tunnel: Any) -> asyncssh.SSHClien
 class _Direct:
     """Opens the TCP connection, in the place where asyncssh expects a tunnel."""
 
+    taken = False  # somebody took it, whatever came after
+
     async def create_connection(
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int
     ) -> tuple[asyncio.BaseTransport, asyncio.Protocol]:
         loop = asyncio.get_running_loop()
         transport, prompt = await loop.create_connection(lambda: _Prompt(factory()), host, port, happy_eyeballs_delay=0.25)
+        self.taken = True
         return transport, prompt.inner
 
 
@@ -204,9 +209,9 @@ class _Prompt(asyncio.Protocol):
 _OURS_TO_MEND = (asyncssh.KeyEncryptionError, asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.PermissionDenied)
 
 
-def explain(error: BaseException, login: Login, address: str) -> HostUnreachable:
-    """Return the failure in words: what, to which host, what to do."""
-    kind = LoginRefused if isinstance(error, _OURS_TO_MEND) else HostUnreachable
+def explain(error: BaseException, login: Login, address: str, *, silent: bool = False) -> HostUnreachable:
+    """Return the failure in words: what, to which host, what to do; ``silent``: nobody even took the connection."""
+    kind = LoginRefused if isinstance(error, _OURS_TO_MEND) else HostSilent if silent else HostUnreachable
     return kind(f"cannot log in to {address}: {_words(error, login)}")
 
 

@@ -14,7 +14,18 @@ from typing import Protocol
 
 from remote_trainer import effects as fx
 from remote_trainer import log
-from remote_trainer.errors import ConfigError, HostLacks, HostUnreachable, InvariantBroken, NoCapacity, Permanent, Transient
+from remote_trainer.errors import (
+    ConfigError,
+    HostKeyMismatch,
+    HostLacks,
+    HostUnreachable,
+    HostWiped,
+    InvariantBroken,
+    NoCapacity,
+    Permanent,
+    RemoteTrainerError,
+    Transient,
+)
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.lifecycle import listed
 from remote_trainer.model import Attempt, HostFacts, Instance, Job, Token
@@ -138,6 +149,21 @@ class Machine:
                 raise
             # Our key is missing or refused: that says nothing about what runs on a machine that we have been on.
             raise HostUnreachable(f"instance {instance.id} cannot be reached from here: {error}") from error
+
+    def explain(self, error: HostKeyMismatch) -> RemoteTrainerError:
+        """Return what it means that the machine shows another host key than the one it was pinned with.
+
+        At the address where we met it: somebody else may answer there. At another one, which the provider's listing has told us since:
+        its container was made anew, so its disk is not the one we knew. Neither is ever spoken to.
+        """
+        instance = self.attempt.instance
+        if instance is None or instance.borrowed or not self._moved(instance):
+            return error
+        return HostWiped(f"instance {instance.id} came back at another address as another machine, its disk was reset: {error}")
+
+    def _moved(self, instance: Instance) -> bool:
+        there = self._instance(instance.id).address
+        return bool(there) and there != instance.address
 
     async def prepare_host(self) -> None:
         """Set the supervisor up and make sure that the machine serves."""

@@ -17,6 +17,7 @@ from remote_trainer.errors import (
     ConfigError,
     DigestMismatch,
     HostFull,
+    HostKeyMismatch,
     HostWiped,
     InvariantBroken,
     NotFound,
@@ -57,6 +58,12 @@ class Performer:
 
     async def perform(self, effect: fx.Effect) -> None:
         """Carry out one effect; returns when it is fulfilled."""
+        try:
+            await self._perform(effect)
+        except HostKeyMismatch as error:
+            raise self._machine.explain(error) from error
+
+    async def _perform(self, effect: fx.Effect) -> None:
         match effect:
             case fx.ChooseOffer():
                 await self._machine.choose_offer()

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from remote_trainer import log
@@ -17,10 +18,11 @@ from remote_trainer.effects import Create, Destroy, Effect, Seen
 from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
 from remote_trainer.lifecycle import Decision, Moment, decide, forget
 from remote_trainer.model import SCHEMA, Event, Job, Lease
+from remote_trainer.policy import Cost, cost_of
 from remote_trainer.ports import Change, Driver
 from remote_trainer.worker.perform import Performer
 from remote_trainer.worker.shop import Shop
-from remote_trainer.worker.trouble import judge
+from remote_trainer.worker.trouble import Circumstances, judge
 
 _log = log.get()
 
@@ -177,15 +179,15 @@ class JobRunner:
             self._note_trouble(effect, InvariantBroken(f"internal error in {kind.__name__}: {type(error).__name__}: {error}"))
 
     def _note_trouble(self, effect: Effect, error: RemoteTrainerError) -> None:
-        trouble = judge(
-            effect,
-            error,
+        circumstances = Circumstances(
             before=self._seen.troubles.get(type(effect)),
             now=self._shop.clock.now(),
             policy=self._shop.policy,
             borrowed=self._driver.abilities.borrowed,
             jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
+            heard_at=self._seen.instances_at,
         )
+        trouble = judge(effect, error, circumstances)
         self._seen = self._seen.with_trouble(type(effect), trouble)
         _log.warning(
             log.event(self.job.phase),
@@ -214,11 +216,12 @@ def _is_asked(wish: Effect, running: Effect) -> bool:
 
 def _events(before: Job, after: Job, moment: Moment) -> list[Event]:
     """Return what a person should later read about this change."""
-    found = [Event(at=moment.now, kind=kind, message=message, data=data) for kind, message, data in _step_news(before, after)]
+    news = (*_step_news(before, after), *_cost_news(before, after))
+    found = [Event(at=moment.now, kind=kind, message=message, data=data) for kind, message, data in news]
     if after.phase is not before.phase:
         judged = after.attempt is not None and after.attempt.verdict is not None
-        news = judged and not (before.attempt is not None and before.attempt.verdict is not None)
-        why = after.message or (after.attempt.message if news and after.attempt else "")
+        new = judged and not (before.attempt is not None and before.attempt.verdict is not None)
+        why = after.message or (after.attempt.message if new and after.attempt else "")
         message = f"{before.phase} → {after.phase}" + (f": {why}" if why else "")
         data = {"from": before.phase, "to": after.phase, "attempt": len(after.attempts)}
         found.append(Event(at=moment.now, kind="phase", message=message, data=data))
@@ -240,3 +243,14 @@ def _step_news(before: Job, after: Job) -> Iterator[tuple[str, str, dict[str, An
             yield "step", f"step {run.key} {run.state}{code}", {"step": run.key, "state": run.state, "exit_code": run.exit_code}
         elif run.stop_at is not None and old.stop_at is None:
             yield "stop", f"stopping {run.key}: {run.why}", {"step": run.key}
+
+
+def _cost_news(before: Job, after: Job) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield what an attempt cost whose machine was given back, if it was rented: kind, sentence, data."""
+    ended = len([attempt for attempt in before.attempts if attempt.ended_at is not None])
+    for attempt in after.attempts[ended:]:
+        cost = cost_of(attempt, attempt.ended_at) if attempt.ended_at is not None else Cost()
+        if cost.total:
+            parts = {name: f"{getattr(cost, name):.6f}" for name in ("machine", "disk", "traffic")}
+            said = ", ".join(f"{name} ${Decimal(part):.4f}" for name, part in parts.items())
+            yield "cost", f"attempt {attempt.number} cost ${cost.total:.4f}: {said}", {"attempt": attempt.number, **parts}

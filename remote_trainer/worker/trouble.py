@@ -5,6 +5,7 @@ Rules for editing: errors are judged by class, in one table; "unreachable" never
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from remote_trainer import errors
@@ -32,17 +33,40 @@ _NOT_THE_HOSTS = (errors.ConfigError, errors.Permanent)
 _FULL_TRIES = 25
 
 
-def judge(
-    effect: Effect, error: BaseException, *, before: Trouble | None, now: datetime, policy: Policy, borrowed: bool, jitter: float
-) -> Trouble:
-    """Return the failure as the core knows it; ``before`` is the last one of the same kind, ``jitter`` a random number in 0..1."""
+#: For so long a provider that has answered shows that our own network works.
+_HEARD_S = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What a failure is judged by, besides itself."""
+
+    before: Trouble | None  # the last one of the same kind of effect
+    now: datetime
+    policy: Policy
+    borrowed: bool
+    jitter: float  # a random number in 0..1
+    heard_at: datetime | None = None  # when the provider last told us what is rented
+
+
+def judge(effect: Effect, error: BaseException, given: Circumstances) -> Trouble:
+    """Return the failure as the core knows it."""
+    before, now, policy, borrowed = given.before, given.now, given.policy, given.borrowed
+    kind = type(error).__name__
+    alike = before is not None and before.error == kind
+    alike_since = (before.alike_since if alike and before is not None else None) or now
     severity, reason = _judgement(effect, error)
+    if isinstance(effect, PrepareHost) and not borrowed and isinstance(error, (errors.LoginRefused, errors.HostSilent)):
+        waits = _may_come(error, (now - alike_since).total_seconds(), given)
+        severity, reason = (Severity.RETRY, Reason.INTERNAL) if waits else (Severity.UNSUITABLE, Reason.HOST_UNSUITABLE)
     count = before.count + 1 if before is not None else 1
     if severity is Severity.UNSUITABLE and borrowed:
         waits = isinstance(error, errors.HostFull) and count < _FULL_TRIES
         severity = Severity.RETRY if waits else Severity.FATAL
     asked = getattr(error, "retry_after_s", None)
-    wait = max(backoff_s(count, base_s=policy.retry_base_s, max_s=policy.retry_max_s, jitter=jitter), asked or 0.0)
+    knocks = isinstance(effect, PrepareHost) and not borrowed and isinstance(error, errors.HostUnreachable)
+    max_s = policy.knock_max_s if knocks else policy.retry_max_s
+    wait = max(backoff_s(count, base_s=policy.retry_base_s, max_s=max_s, jitter=given.jitter), asked or 0.0)
     return Trouble(
         severity=severity,
         reason=reason,
@@ -51,8 +75,21 @@ def judge(
         at=now,
         retry_at=now + timedelta(seconds=wait),
         count=count,
+        error=kind,
+        alike_since=alike_since,
         retry_after_s=asked,
     )
+
+
+def _may_come(error: BaseException, waited_s: float, given: Circumstances) -> bool:
+    """May a rented machine that is being set up, and does this, serve in the end? It hears of our key late; networks need a moment.
+
+    A silence is the machine's only while the provider answers: otherwise it may well be that of our own network.
+    """
+    if isinstance(error, errors.LoginRefused):
+        return waited_s < given.policy.key_grace_s
+    heard = given.heard_at is not None and (given.now - given.heard_at).total_seconds() < _HEARD_S
+    return waited_s < given.policy.silence_s or not heard
 
 
 def _judgement(effect: Effect, error: BaseException) -> tuple[Severity, Reason]:

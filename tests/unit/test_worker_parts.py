@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,25 @@ from remote_trainer.policy import Policy
 from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.metrics import LineReader, PatternReader, read_json_line
 from remote_trainer.worker.script import step_script
-from remote_trainer.worker.trouble import judge
+from remote_trainer.worker.trouble import Circumstances, judge
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PREPARE, FOLLOW = fx.PrepareHost("l"), fx.FollowStep("l", "s.1")
 
 
-def judged(effect: fx.Effect, error: Exception, *, borrowed: bool = True, before: fx.Trouble | None = None) -> fx.Trouble:
-    return judge(effect, error, before=before, now=NOW, policy=Policy(), borrowed=borrowed, jitter=0.5)
+def judged(
+    effect: fx.Effect,
+    error: Exception,
+    *,
+    borrowed: bool = True,
+    before: fx.Trouble | None = None,
+    at: float = 0.0,
+    heard: bool = True,
+) -> fx.Trouble:
+    now = NOW + timedelta(seconds=at)
+    heard_at = now - timedelta(seconds=30) if heard else None
+    given = Circumstances(before=before, now=now, policy=Policy(), borrowed=borrowed, jitter=0.5, heard_at=heard_at)
+    return judge(effect, error, given)
 
 
 # ---------------------------------------------------------------------------------------------------------------- trouble
@@ -40,7 +51,9 @@ def judged(effect: fx.Effect, error: Exception, *, borrowed: bool = True, before
         (FOLLOW, errors.HostUnreachable("x"), True, Severity.RETRY, Reason.INTERNAL),
         (FOLLOW, errors.LoginRefused("x"), True, Severity.RETRY, Reason.INTERNAL),
         (PREPARE, errors.LoginRefused("x"), True, Severity.FATAL, Reason.HOST_UNSUITABLE),
-        (PREPARE, errors.LoginRefused("x"), False, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
+        (PREPARE, errors.LoginRefused("x"), False, Severity.RETRY, Reason.INTERNAL),
+        (PREPARE, errors.HostSilent("x"), True, Severity.RETRY, Reason.INTERNAL),
+        (PREPARE, errors.HostSilent("x"), False, Severity.RETRY, Reason.INTERNAL),
         (PREPARE, errors.HostLacks("x"), True, Severity.FATAL, Reason.HOST_UNSUITABLE),
         (PREPARE, errors.HostLacks("x"), False, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
         (PREPARE, errors.HostKeyMismatch("x"), True, Severity.FATAL, Reason.HOST_KEY_MISMATCH),
@@ -71,6 +84,32 @@ def test_a_borrowed_disk_that_is_full_is_waited_for() -> None:
     assert (before.severity, before.reason) == (Severity.FATAL, Reason.HOST_UNSUITABLE)
     assert 300 < waited < 900
     assert judged(PREPARE, errors.HostFull("x"), borrowed=False).severity is Severity.UNSUITABLE
+
+
+def test_a_rented_machine_hears_of_our_key_late() -> None:
+    """It may refuse the key for three minutes, counted from its first refusal; then it is changed for another one."""
+    before = judged(PREPARE, errors.HostUnreachable("connection refused"), borrowed=False)
+    before = judged(PREPARE, errors.LoginRefused("x"), borrowed=False, before=before, at=100)
+    before = judged(PREPARE, errors.LoginRefused("x"), borrowed=False, before=before, at=279)
+    assert before.severity is Severity.RETRY
+    assert (before.retry_at - before.at).total_seconds() <= Policy().knock_max_s
+    before = judged(PREPARE, errors.LoginRefused("x"), borrowed=False, before=before, at=281)
+    assert (before.severity, before.reason) == (Severity.UNSUITABLE, Reason.HOST_UNSUITABLE)
+
+
+def test_a_rented_machine_that_stays_silent_is_changed() -> None:
+    """Five minutes without any answer mean a broken network; a refused connection in between shows that it is not."""
+    first = judged(PREPARE, errors.HostSilent("x"), borrowed=False)
+    assert judged(PREPARE, errors.HostSilent("x"), borrowed=False, before=first, at=301).severity is Severity.UNSUITABLE
+    refused = judged(PREPARE, errors.HostUnreachable("connection refused"), borrowed=False, before=first, at=200)
+    assert judged(PREPARE, errors.HostSilent("x"), borrowed=False, before=refused, at=301).severity is Severity.RETRY
+
+
+def test_silence_while_the_provider_is_silent_too_may_be_ours() -> None:
+    """A worker whose own network is down gives no machine up."""
+    first = judged(PREPARE, errors.HostSilent("x"), borrowed=False)
+    later = judged(PREPARE, errors.HostSilent("x"), borrowed=False, before=first, at=301, heard=False)
+    assert later.severity is Severity.RETRY
 
 
 def test_repeated_failures_wait_longer_up_to_a_cap() -> None:
