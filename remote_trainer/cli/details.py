@@ -45,7 +45,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("note", job["note"]),
         ("submitted", f"{job['created_at'][:19].replace('T', ' ')} UTC"),
         ("time", out.duration(job["elapsed_s"])),
-        ("cost", f"${float(job['cost_usd']):.2f}" if float(job["cost_usd"]) else ""),
+        ("cost", out.cost(job["cost_usd"], job["projected_cost_usd"])),
         ("limits", f"{limits['max_hours']:g} h, {out.plural(limits['max_attempts'], 'attempt')}{cap}"),
         ("retry of", job["retry_of"] or ""),
         ("cancel", "requested" if job["cancel_requested"] else ""),
@@ -57,7 +57,8 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _try(each: Mapping[str, Any]) -> None:
     ended = f": {each['verdict']}, {each['reason']}" if each["verdict"] else ""
     resumed = f", resumed from {each['restored']}" if each["restored"] else ""
-    out.line(f"attempt {each['number']} on {each['instance'] or 'no machine yet'}{resumed}{ended}")
+    cost = f", {paid}" if (paid := out.cost(each["cost_usd"])) else ""
+    out.line(f"attempt {each['number']} on {each['instance'] or 'no machine yet'}{resumed}{cost}{ended}")
     for run in each["steps"]:
         code = "" if run["exit_code"] is None else f" with exit code {run['exit_code']}"
         log = "" if run["log_size"] is None else f", log {out.size(run['log_size'])}"

@@ -50,6 +50,7 @@ def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> di
     value = seen.job
     return {
         **job(value, cost=seen.cost, elapsed_s=elapsed_s),
+        "projected_cost_usd": str(seen.projected) if seen.projected is not None else None,
         "metrics": dict(seen.values),
         "logs": dict(seen.log_sizes),
         "parameters": dict(value.plan.parameters),
@@ -64,7 +65,7 @@ def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> di
             {"name": given.name, "source": given.source, "digest": given.digest, "size": given.size, "files": given.files}
             for given in value.inputs
         ],
-        "tries": [_attempt(attempt) for attempt in value.attempts],
+        "tries": [_attempt(attempt, seen.at) for attempt in value.attempts],
         "artifacts": artifacts(value),
         "events": [
             {"seq": event.seq, "at": _time(event.at), "kind": event.kind, "message": event.message, "data": dict(event.data)}
@@ -106,7 +107,10 @@ def kept(value: Job) -> Attempt | None:
     return next((a for a in reversed(value.attempts) if a.manifest is not None and a.manifest.artifacts), None)
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
+def _attempt(attempt: Attempt, now: datetime) -> dict[str, Any]:
+    from remote_trainer.policy import cost_of
+
+    cost = cost_of(attempt, now)
     return {
         "number": attempt.number,
         "label": attempt.label,
@@ -117,6 +121,10 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "reason": attempt.reason.value if attempt.reason else None,
         "message": attempt.message,
         "restored": attempt.restored.unit if attempt.restored else None,
+        "cost_usd": str(cost.total),
+        "cost_parts_usd": {name: f"{getattr(cost, name):.6f}" for name in ("machine", "disk", "traffic")},
+        "bytes_in": attempt.bytes_in,
+        "bytes_out": attempt.bytes_out,
         "steps": [
             {
                 "name": run.name,

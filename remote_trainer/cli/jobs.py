@@ -49,7 +49,7 @@ def list_jobs(
             out.document({"jobs": found, "more": page.cursor is not None})
             return
         rows = [_row(each) for each in found]
-        out.table(("job", "name", "tool", "driver", "phase", "time", "note"), rows)
+        out.table(("job", "name", "tool", "driver", "phase", "time", "cost", "note"), rows)
         if page.cursor is not None:
             out.problem(f"there are more: --limit {limit * 2}")
 
@@ -177,7 +177,8 @@ def artifacts(
 def _row(job: dict[str, Any]) -> tuple[str, ...]:
     name = job["name"] if job["name"] != job["id"] else ""
     note = job["note"] or job["message"]
-    return job["id"], name, job["tool"], job["driver"], job["phase"], out.duration(job["elapsed_s"]), note
+    time, cost = out.duration(job["elapsed_s"]), out.cost(job["cost_usd"])
+    return job["id"], name, job["tool"], job["driver"], job["phase"], time, cost, note
 
 
 def _phases(phase: str | None, every: bool) -> frozenset[Phase] | None:

@@ -94,7 +94,7 @@ class LiveView:
         row.add_column(no_wrap=True, justify="right")
         left = Text(job.phase.value, style=f"bold {_COLOURS.get(job.phase.value, 'blue')}")
         left.append(_shown(self._where(job)), style="default")
-        cost = f"  ${seen.cost:.2f}" if seen.cost else ""
+        cost = f"  {paid}" if (paid := out.cost(seen.cost, seen.projected)) else ""
         row.add_row(left, Text(f"{out.duration(self._elapsed_s(job))}{cost}"))
         return row
 

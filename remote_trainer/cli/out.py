@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, TextIO
 
 from remote_trainer.redact import redact
@@ -114,6 +115,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def cost(so_far: Decimal | str, whole: Decimal | str | None = None) -> str:
+    """Return US dollars as people read them, so far and of the whole: $0.42 of about $1.20; empty for nothing."""
+    if not Decimal(so_far):
+        return ""
+    expected = f" of about ${Decimal(whole):.2f}" if whole is not None and Decimal(whole) > Decimal(so_far) else ""
+    return f"${Decimal(so_far):.2f}{expected}"
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from remote_trainer.errors import Conflict, Incomplete, JobCancelled, JobFailed, NotFound
 from remote_trainer.model import Artifact, Attempt, Event, Job, JobId, Phase
-from remote_trainer.policy import job_cost
+from remote_trainer.policy import job_cost, projected_cost
 from remote_trainer.ports import JobQuery, Page
 from remote_trainer.service.app import App
 from remote_trainer.service.names import find_job, new_job_id
@@ -23,7 +23,9 @@ class Snapshot:
     """A job as it is now, with what a person wants to see beside it."""
 
     job: Job
+    at: datetime
     cost: Decimal  # US dollars so far
+    projected: Decimal | None  # and of the whole job, if all goes well; None while nothing can be said
     values: Mapping[str, float]  # the newest value of each metric, ``progress`` (0 to 1) among them
     log_sizes: Mapping[str, int]  # stream → bytes
 
@@ -52,7 +54,13 @@ async def snapshot(app: App, job_id: JobId) -> Snapshot:
     job = await app.store.get(job_id)
     values: dict[str, float] = {}
     await _merge_metrics(app, job_id, 0, values)
-    return Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=values, log_sizes=await app.store.log_streams(job_id))
+    return _seen(app, job, values, await app.store.log_streams(job_id))
+
+
+def _seen(app: App, job: Job, values: Mapping[str, float], sizes: Mapping[str, int]) -> Snapshot:
+    now = app.clock.now()
+    projected = projected_cost(job, values, now)
+    return Snapshot(job=job, at=now, cost=job_cost(job, now), projected=projected, values=dict(values), log_sizes=sizes)
 
 
 async def _merge_metrics(app: App, job_id: JobId, after: int, values: dict[str, float]) -> int:
@@ -73,7 +81,7 @@ async def watch_job(app: App, job_id: JobId) -> AsyncGenerator[Snapshot, None]:
             job = await app.store.get(job_id)
             seq = await _merge_metrics(app, job_id, seq, values)
             sizes = await app.store.log_streams(job_id)
-            yield Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=dict(values), log_sizes=sizes)
+            yield _seen(app, job, values, sizes)
             if job.phase.terminal:
                 return
 
@@ -100,7 +108,7 @@ async def follow_job(app: App, job_id: JobId) -> AsyncGenerator[Snapshot | LogPi
             job = await app.store.get(job_id)
             seq = await _merge_metrics(app, job_id, seq, values)
             sizes = await app.store.log_streams(job_id)
-            seen = Snapshot(job=job, cost=job_cost(job, app.clock.now()), values=dict(values), log_sizes=sizes)
+            seen = _seen(app, job, values, sizes)
             if not job.phase.terminal:
                 yield seen
             async for piece in _new_pieces(app, job_id, offsets, None):
