@@ -292,9 +292,27 @@ read_highest_fence() { # -> HIGHEST
 
 take_fence() { # FENCE
     check_number FENCE "$1"
-    make_folders "$JOB/fence/$(pad "$1")"
+    if ! attempt mkdir -p "$JOB/fence/$(pad "$1")"; then
+        { is_full "$PROBLEM" && raise_fence "$(pad "$1")"; } || give_up "$JOB/fence/$(pad "$1")"
+    fi
     read_highest_fence
     [ "$(pad "$1")" = "$HIGHEST" ] || die $EX_FENCED "fenced: $1 is older than $HIGHEST"
+}
+
+# raise_fence NAME: a full disk has no room for another folder, but a rename needs none, and whoever takes over must be able to stop
+# the step that filled it. What is renamed is lower than its new name, so the highest fence never falls, whoever else does the same.
+# A look during a rename may show neither name; that only sends an owner away that is fenced anyway, or here to another look.
+raise_fence() {
+    _tries=0
+    while [ $_tries -lt 20 ]; do
+        _tries=$((_tries + 1))
+        read_highest_fence
+        [ "$HIGHEST" != 0 ] || return 1
+        [ "$HIGHEST" -lt "$1" ] 2>/dev/null || return 0
+        # Should NAME have come up meanwhile, this moves one into the other, which changes nothing.
+        mv "$JOB/fence/$HIGHEST" "$JOB/fence/$1" 2>/dev/null
+    done
+    return 1
 }
 
 check_incarnation() { # INC

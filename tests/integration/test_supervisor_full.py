@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 
 from tests.integration.supervisor_host import Host, Kind, Reply, eventually, running
 from tests.integration.supervisor_lines import Play, Strike, came_there, install, strikes
+from tests.integration.test_supervisor_owners import at_once
 from tests.support.evidence import Tally
 from tests.support.rig import heavy
 
@@ -179,6 +181,34 @@ def test_a_disk_that_fills_up_at_some_line(kind: Kind, evidence: Tally) -> None:
     with small(kind) as host:
         for scenario in SCENARIOS:
             fill_up(host, scenario, SAMPLE, evidence)
+
+
+def use_up(host: Host) -> None:
+    """Take every file that the disk still has; free what came free meanwhile."""
+    full = host.root / "full"
+    full.mkdir(exist_ok=True)
+    with pytest.raises(OSError, match="No space left"):
+        for number in range(1000):
+            (full / f"{time.monotonic_ns()}.{number}").touch()
+
+
+@pytest.mark.parametrize("kind", SHELLS, ids=str)
+def test_who_takes_over_stops_the_step_that_filled_the_disk(kind: Kind) -> None:
+    """Where no folder for a new token can be made, the newest of many owners stops the step, and the older ones are sent away."""
+    with small(kind) as host:
+        host.begin("full", "s.1", "trap 'exit 17' TERM; while :; do sleep 0.02; done")
+        use_up(host)
+        fences = random.Random(SEED).sample(range(2, 60), 12)
+        replies = at_once(host, [("stop", "full", "s.1", fence, 20) for fence in fences])
+        for fence, reply in zip(fences, replies, strict=True):
+            allowed = (0, 75) if fence < max(fences) else (0,)
+            assert reply.code in allowed, (fence, reply)
+        assert max(path.name for path in (host.root / "j/full/fence").iterdir()) == f"{max(fences):020d}"
+        use_up(host)
+        assert host.run("stop", "full", "s.1", 1, 20).code == 75
+        assert host.run("stop", "full", "s.1", 100, 20).code == 0
+        assert host.run("stop", "full", "s.1", max(fences), 20).code == 75
+        assert host.end_of("full", "s.1").startswith("exited code=17 ")
 
 
 @heavy
