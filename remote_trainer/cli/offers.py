@@ -33,6 +33,9 @@ def offers(
     option: DriverOption = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="As for run-training")] = None,
     max_cost: MaxCost = None,
+    spot: Annotated[
+        bool, typer.Option("--spot", help="Machines that may be taken away at any time, at the least bid that would win")
+    ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many offers to show at most")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +54,7 @@ def offers(
     )
 
     async def work(app: App) -> None:
-        ranking = await rank_offers(app, order)
+        ranking = await rank_offers(app, order, spot=spot)
         if not as_json:
             _show(ranking, limit)
         elif ranking.candidates:
@@ -87,6 +90,8 @@ def _offer(ranking: Ranking, each: Candidate) -> dict[str, Any]:
         "machine": offer.machine,
         "expected_cost_usd": str(each.cost),
         "price_per_hour_usd": str(offer.price_per_hour),
+        "disk_per_hour_usd": str(offer.disk_per_hour),
+        "spot": offer.spot,
         "speed": offer.speed,
         "resources": {name: getattr(offer.resources, name) for name in ("gpus", "vram_gb", "disk_gb", "ram_gb")},
         "first": each.first,
@@ -109,6 +114,8 @@ def _show(ranking: Ranking, limit: int) -> None:
         out.table(("", "run", "$/h", "speed", "offer", "machine", "what", "note"), [_row(ranking, each) for each in shown])
         few = sum(each.first for each in ranking.candidates)
         out.line("* taken first" if few == 1 else f"* one of these {few} is taken first: they cost nearly the same")
+        if any(each.offer.spot for each in shown):
+            out.line("spot: at the least bid that would win now; a job bids more, so that it is not outbid at once")
     if more := len(ranking.candidates) - len(shown):
         out.line(f"{more} more: --limit {len(ranking.candidates)}")
     if ranking.refused:

@@ -1,6 +1,7 @@
 """``doctor``: does this installation have what it needs, and what is missing for the rest?
 
-Rules for editing: one function per question; each answer is a sentence with what to do; nothing is changed on the machine.
+Rules for editing: one function per question; each answer is a sentence with what to do; nothing is changed on the machine, and nothing
+is rented.
 """
 
 from __future__ import annotations
@@ -10,21 +11,16 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from remote_trainer import plugins
 from remote_trainer.config import Settings, config_file
-from remote_trainer.errors import RemoteTrainerError
+from remote_trainer.errors import DriverError, RemoteTrainerError
 from remote_trainer.objects.open import open_objects
+from remote_trainer.ports import Driver, Examiner, Finding
+from remote_trainer.service.app import App
+from remote_trainer.service.offers import rank_offers
+from remote_trainer.service.submit import Order
 from remote_trainer.store.open import open_store
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The answer to one question; ``ok`` None means "not needed unless …"."""
-
-    question: str
-    ok: bool | None
-    answer: str
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -77,3 +73,41 @@ def _disk(settings: Settings) -> Finding:
     folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     return Finding("disk", free > 5 * 10**9, f"{free / 10**9:.1f} GB free at {folder}")
+
+
+async def examine_driver(app: App, order: Order) -> list[Finding]:
+    """Return what a driver, or a profile of one, has to say of itself, and what a machine for the order's tool would cost now."""
+    profile = plugins.find_profile(order.driver, app.settings.drivers_path)
+    driver = app.driver(profile.driver, plugins.read_options(profile.driver, {**profile.options, **order.driver_options}))
+    try:
+        found = await _driver(driver)
+    finally:
+        await driver.close()
+    if driver.abilities.borrowed or any(each.ok is False for each in found):
+        return found
+    if not order.tool:
+        return [*found, Finding("rental", None, "name a tool (--tool) to be told what renting for it would cost now")]
+    return [*found, *[await _rental(app, order, spot=spot) for spot in (False, True)[: 1 + driver.abilities.spot]]]
+
+
+async def _driver(driver: Driver) -> list[Finding]:
+    try:
+        return list(await driver.examine()) if isinstance(driver, Examiner) else [Finding("driver", True, await driver.check())]
+    except RemoteTrainerError as error:
+        return [Finding("driver", False, str(error))]
+
+
+async def _rental(app: App, order: Order, *, spot: bool) -> Finding:
+    """Return what the cheapest run would cost that a job could have now."""
+    question = "rental, spot" if spot else "rental"
+    try:
+        ranking = await rank_offers(app, order, spot=spot, refused=False)
+    except DriverError as error:
+        return Finding(question, False, str(error))
+    if not ranking.candidates:
+        return Finding(
+            question, None, f"nothing suits {ranking.plan.tool} now: remote-trainer offers says what was refused, and why"
+        )
+    best = ranking.candidates[0]
+    price = f"{best.offer.price_per_hour:.3f} $/h, {ranking.run.hours:g} h at speed 1, here {best.offer.speed:g}"
+    return Finding(question, True, f"{ranking.plan.tool} for {best.cost:.2f} $ on {best.offer.description} ({price})")

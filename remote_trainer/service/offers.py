@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from remote_trainer.errors import UsageError
 from remote_trainer.model import Limits, Offer, Plan
 from remote_trainer.policy import Estimate, estimate_plan, expected_cost, fits, is_avoided, nearly_best, rank
 from remote_trainer.ports import Driver, Refusal, Survey, Surveyor
@@ -41,14 +42,19 @@ class Ranking:
     refused: Sequence[Refusal]
 
 
-async def rank_offers(app: App, order: Order) -> Ranking:
-    """Return what could be rented for an order; its data may be missing, and is not packed."""
+async def rank_offers(app: App, order: Order, *, spot: bool = False, refused: bool = True) -> Ranking:
+    """Return what could be rented for an order; its data may be missing, and is not packed.
+
+    ``spot``: what the provider may take back, at the least bid that would win. Without ``refused`` the market is asked once only.
+    """
     wanted = sketch(app.settings, order)
     shipped = await transfers(wanted.recipe, find_sources(wanted.recipe, wanted.plan, order, partial=True))
     run = estimate_plan(wanted.plan, wanted.limits, sum(each.size or 0 for each in shipped))
     driver = app.driver(wanted.driver, wanted.driver_options)
     try:
-        seen = await _survey(driver, wanted)
+        if spot and not driver.abilities.spot:
+            raise UsageError(f"{order.driver} has no spot machines: leave --spot out")
+        seen = await _survey(driver, wanted, spot=spot, refused=refused)
     finally:
         await driver.close()
     failed = frozenset[str]() if driver.abilities.borrowed else await find_failed(app.store, app.clock.now())
@@ -68,18 +74,21 @@ async def rank_offers(app: App, order: Order) -> Ranking:
     )
 
 
-async def _survey(driver: Driver, wanted: Sketch) -> Survey:
+async def _survey(driver: Driver, wanted: Sketch, *, spot: bool, refused: bool) -> Survey:
     """Return what can serve by the driver's word and by the job's needs and limits."""
     needs = wanted.plan.resources
-    seen = await driver.survey(needs) if isinstance(driver, Surveyor) else Survey(offers=await driver.offers(needs))
+    if refused and isinstance(driver, Surveyor):
+        seen = await driver.survey(needs, spot=spot)
+    else:
+        seen = Survey(offers=await driver.offers(needs, spot=spot))
     suitable: list[Offer] = []
-    refused = list(seen.refused)
+    passed_over = list(seen.refused)
     free = replace(wanted.limits, max_cost=Decimal(0))
     for offer in seen.offers:
         reason = fits(offer, needs, wanted.limits)
         if reason:
             condition = "needs" if fits(offer, needs, free) else "max_cost"
-            refused.append(Refusal(offer=offer.id, description=offer.description, condition=condition, reason=reason))
+            passed_over.append(Refusal(offer=offer.id, description=offer.description, condition=condition, reason=reason))
         else:
             suitable.append(offer)
-    return Survey(offers=suitable, refused=refused)
+    return Survey(offers=suitable, refused=passed_over)

@@ -326,3 +326,35 @@ def test_what_a_profile_asks_of_a_machine_is_asked(office: Office, tmp_path: Pat
     found = office.document(*WANTED, "--driver", "big", code=29)
     assert {each["condition"] for each in found["refused"]} == {"vram_gb"}
     assert asyncio.run(draft(load(), Order(tool="hello@1", driver="big"))).plan.resources.vram_gb == 48
+
+
+def test_spot_machines_cost_less_and_are_told_apart(office: Office) -> None:
+    """The same machines at the least bid that would win; a driver without such machines says so."""
+    every = ("offers", "--tool", "hello@1", "--max-hours", "5")
+    demand, spot = office.document(*every)["offers"], office.document(*every, "--spot")["offers"]
+    assert {each["id"] for each in spot} == {each["id"] for each in demand}
+    prices = {each["id"]: float(each["price_per_hour_usd"]) for each in demand}
+    assert all(each["spot"] and float(each["price_per_hour_usd"]) < prices[each["id"]] for each in spot)
+    assert "least bid" in office.run(*every, "--spot")[1]
+    code, _, said = office.run("offers", "--tool", "hello@1", "--driver", "local", "--spot")
+    assert (code, "no spot machines" in said) == (2, True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor_says_what_renting_needs_and_would_cost(office: Office) -> None:
+    """What a driver says of itself, and the cheapest run on demand and spot; without a tool only what is missing for that."""
+    found = {each["question"]: each for each in office.document("doctor", "--driver", "vastai", "--tool", "hello@1")["findings"]}
+    assert all(found[name]["ok"] for name in ("key", "credit", "instance_write", "misc", "ssh key", "rental", "rental, spot"))
+    assert "RTX 4090" in found["rental"]["answer"] and "hello@1 for 0." in found["rental"]["answer"]
+    found = {each["question"]: each for each in office.document("doctor", "--driver", "vastai")["findings"]}
+    assert found["rental"]["ok"] is None and "--tool" in found["rental"]["answer"]
+    assert office.there == set()
+
+
+def test_doctor_names_what_is_wrong_with_a_driver(office: Office) -> None:
+    """A permission that is missing is a fault of the installation; nothing is priced then."""
+    office.sim.account.key.groups = frozenset({"user_read", "instance_read", "misc"})
+    code, shown, said = office.run("doctor", "--driver", "vastai", "--tool", "hello@1")
+    assert code == 5 and "instance_write" in said and "rental" not in shown

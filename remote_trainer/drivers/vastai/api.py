@@ -46,13 +46,22 @@ def instance_path(instance_id: str) -> str:
 class VastApi:
     """A connection to one account. Close it."""
 
-    def __init__(self, url: str, key: str, *, pace: Pace | None = None, now: Callable[[], float] = time.time) -> None:
-        self._pace, self._now = pace or shared(url, key), now
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        pace: Pace | None = None,
+        now: Callable[[], float] = time.time,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._pace, self.now = pace or shared(url, key), now
         self._client = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}", "Accept": "application/json", "User-Agent": "remote-trainer"},
             timeout=_TIMEOUT,
             follow_redirects=False,
+            transport=transport,
         )
 
     async def close(self) -> None:
@@ -140,14 +149,14 @@ class VastApi:
         return made
 
     async def _turn_to_create(self, not_after: float) -> None:
-        left_s = not_after - self._now()
+        left_s = not_after - self.now()
         try:
             async with asyncio.timeout(None if left_s == math.inf else left_s):
                 await self._pace.turn("create")
         except TimeoutError:
             pass
         else:
-            if self._now() < not_after:  # this process may have been paused in its turn
+            if self.now() < not_after:  # this process may have been paused in its turn
                 return
         raise Transient("the request to rent did not come to its turn in time: not sent", driver=_DRIVER, operation="create")
 
@@ -252,7 +261,7 @@ class VastApi:
             raise lost(f"Vast.ai did not answer {kind}: {type(error).__name__}", driver=_DRIVER, operation=kind) from error
         reply = Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.text)
         try:
-            return read(reply, kind, now=self._now())
+            return read(reply, kind, now=self.now())
         except Transient as error:
             if error.retry_after_s:
                 self._pace.hold(kind, error.retry_after_s)

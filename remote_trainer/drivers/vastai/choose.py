@@ -99,7 +99,7 @@ def sieve(rows: Sequence[Row], wishes: Wishes, wanted: Resources, *, spot: bool 
                 offer=candidate.id, description=candidate.description, condition=condition, reason=reason
             )
         else:
-            suitable[candidate.id] = candidate
+            suitable[candidate.id] = replace(candidate, most_per_hour=wishes.max_price)
     return list(suitable.values()), list(refused.values())
 
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -53,7 +52,7 @@ class VastDriver:
         self._opened: VastApi | None = None
         self._contacts = Contacts()
         self._access = Access(lambda: self._api, settings, str(options.get("user", USER)))
-        self._guards = Guards(lambda: self._api, time.time)
+        self._guards = Guards(lambda: self._api, lambda: self._api.now())
         self._chores: set[asyncio.Task[None]] = set()
 
     @property

@@ -7,7 +7,6 @@ Rules for editing: one function per question; each answer is a sentence with wha
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable
 from decimal import Decimal
 
@@ -34,7 +33,7 @@ async def examine(api: VastApi, access: Access) -> AsyncIterator[Finding]:
     yield await _may("schedule", api.scheduled(), "reads what Vast.ai will do by itself (instance_read)")
     yield await _may("instance_write", api.unschedule(_NOWHERE), "rents, schedules and gives back machines")
     yield await _may("misc", api.audit_log(), "searches offers, and reads the log that settles doubts about a request to rent")
-    now = time.time()
+    now = api.now()
     yield await _may("billing_read", api.charges(now - _DAY_S, now), "reads what was billed", needed=False)
     yield await _ssh_key(access)
 
