@@ -72,3 +72,4 @@ class HostFacts:
     gpu_mem_mib: tuple[int, ...] = ()  # MiB, as many as gpus
     has: frozenset[str] = frozenset()  # "rsync", "python3", "openssl", "sha256sum", "tar", …
     host_key: str = ""  # OpenSSH public key line seen on the connection; empty where there is none
+    cuda: str = ""  # "CUDA 12.8, devices: 2", or why it was not tried; empty where nobody asked

@@ -27,6 +27,7 @@ from remote_trainer.errors import (
     Transient,
 )
 from remote_trainer.host.client import SupervisedHost
+from remote_trainer.host.cuda import try_cuda
 from remote_trainer.lifecycle import listed
 from remote_trainer.model import Attempt, HostFacts, Instance, Job, Token
 from remote_trainer.policy import choose_offer, estimate, fits
@@ -174,6 +175,8 @@ class Machine:
         except HostLacks:
             facts = await self._shop.facts(host, anew=True)  # somebody may have made room just now
             self._check(facts, host.transport.address)
+        if self._patient.job.plan.resources.gpus and not self._driver.abilities.borrowed:
+            facts = replace(facts, cuda=await self._check_cuda(host))
         if self._patient.job.plan.health:
             await self._check_health(host, self._patient.job.plan.health)
         self._patient.observe(lambda seen: replace(seen, host=facts))
@@ -192,6 +195,14 @@ class Machine:
         ]
         if lacks:
             raise HostLacks(f"{address} cannot run {self._patient.job.plan.tool}: {'; '.join(lacks)}")
+
+    async def _check_cuda(self, host: SupervisedHost) -> str:
+        """Make sure that programs can use the GPUs of a machine that we pay for; where that cannot be tried nvidia-smi is believed."""
+        cuda, wanted = await try_cuda(host.transport), self._patient.job.plan.resources.gpus
+        if cuda.devices is not None and cuda.devices < wanted:
+            why = cuda.fault or f"the driver has {cuda.devices} devices, {wanted} needed"
+            raise HostLacks(f"{host.transport.address} has GPUs that CUDA cannot use: {why}")
+        return cuda.words
 
     async def _check_health(self, host: SupervisedHost, script: str) -> None:
         done = await host.transport.run(["sh", "-c", script], timeout_s=_HEALTH_TIMEOUT_S)
