@@ -5,95 +5,75 @@
     python train.py --config options.json                                      # options named as the flags, in a file
     python train.py --smoke                                                    # everything made up, on a CPU, under a minute
 
-Reads RT_DATASET, RT_OUTPUT, RT_METRICS, RT_BASE and RT_CACHE where no flag says otherwise. Run the same command again after any
-interruption: it goes on from the newest checkpoint. Needs torch, diffusers, transformers, peft, accelerate, safetensors, pillow,
-numpy; nothing else, and no part of the program that may have sent it here.
+What it reads, writes and how it ends is told in ../lora/program.py. This file says what an SDXL base looks like and which flags
+are SDXL's own; family.py beside it says what is computed.
 
-In OUTPUT: final/NAME.safetensors (diffusers), final/NAME_kohya.safetensors (ComfyUI and others), final/training.json,
-samples/, checkpoints/, metrics.jsonl, cache/.
-
-Exit codes: 0 done · 2 bad input · 69 the hub cannot be reached · 70 a written LoRA is wrong · 71 out of memory · 74 a file cannot
-be written · 75 interrupted, run again to resume · 76 the loss is no longer a number.
-
-Editing rules: what can be checked without torch is checked before torch is loaded; every foreseen error is one message.
+Editing rules: standard library only, so that what is wrong is found before torch is loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import signal
-import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
-from base import find
-from data import survey
-from ends import CannotWrite, End, Interrupted
-from options import Options, parse
-from safetensors import SafetensorError
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what all trainers share lies beside this folder
 
-
-class Stop:
-    """Remembers that TERM or INT came; the training looks at it where it can stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        self.asked = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
-
-    def __call__(self) -> None:
-        if self.asked:
-            raise Interrupted("asked to stop; the work is kept, run the same command again to resume")
+from lora.base import Kind
+from lora.options import Options
+from lora.program import Tool, main
 
 
-def smoke_options(options: Options) -> Options:
-    """Tiny settings over a made-up base and made-up images in a temporary folder."""
-    from PIL import Image
-
-    folder = Path(tempfile.mkdtemp(prefix="sdxl-lora-smoke-"))
-    maker = Path(__file__).resolve().parent.parent / "make_tiny_sdxl.py"
-    subprocess.run([sys.executable, str(maker), str(folder / "base")], check=True)
-    (folder / "dataset").mkdir()
-    for number, (colour, name) in enumerate([("red", "red"), ("navy", "blue"), ("olive", "green"), ("gold", "yellow")]):
-        shape = Image.new("RGB", (96 + 32 * (number % 2), 96), colour)
-        shape.paste("white", (24, 24, 72, 72))
-        shape.save(folder / "dataset" / f"{name}.png")
-        (folder / "dataset" / f"{name}.txt").write_text(f"a white square on {name}\n")
-    tiny: dict[str, Any] = {"resolution": 64, "bucket_step": 32, "targets": "locon", "rank": 8, "steps": 20, "lr": 3e-3}
-    tiny |= {"batch_size": 4, "sample_steps": 4, "sample_every": 10, "checkpoint_every": 10, "metrics": "", "cache": ""}
-    tiny |= {place: str(folder / place) for place in ("base", "dataset", "output")}
-    return dataclasses.replace(options, **tiny)
+def foreign(pipeline: str, config: Mapping[str, Any]) -> str:
+    """Why a model is not plain SDXL: another pipeline, no size conditioning, or a variant for other inputs such as inpainting."""
+    if "XL" not in pipeline or config.get("addition_embed_type") != "text_time":
+        return "which is another family; give an SDXL model"
+    if (channels := config.get("in_channels", 4)) != 4:
+        return f"but it is a variant for other inputs ({channels} channels in unet), not the plain model"
+    return ""
 
 
-def main() -> int:
-    """Check everything that is cheap to check, then load torch and train."""
-    stop = Stop()
-    options, smoke = parse(sys.argv[1:], os.environ)
-    try:
-        options = smoke_options(options) if smoke else options
-        photos, base = survey(options), find(options.base)
-        print(f"{len(photos)} images, base {base.name}", flush=True)
-        stop()
-        from loop import train
+def single_file(header: Mapping[str, Any]) -> str:
+    """What only an SDXL checkpoint in one file has is the second text encoder's projection."""
+    mark = "conditioner.embedders.1.model.text_projection"
+    return "" if mark in header else f"it has no {mark}"
 
-        train(options, photos, base, stop)
-    except End as end:
-        print(f"{'stopped' if isinstance(end, Interrupted) else 'error'}: {end}", file=sys.stderr, flush=True)
-        return end.exit_code
-    except (OSError, SafetensorError) as error:
-        print(f"error: {error}; free disk space or fix the permission, then run again to resume", file=sys.stderr, flush=True)
-        return CannotWrite.exit_code
-    return 0
 
+KIND = Kind(
+    name="SDXL",
+    net="unet",
+    parts={
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "tokenizer_2": ("transformers", "CLIPTokenizer"),
+    },
+    pipeline="StableDiffusionXLPipeline",
+    scheduler={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1},
+    foreign=foreign,
+    single_file=single_file,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdxlOptions(Options):
+    """The flags of all trainers, with the defaults that suit a real SDXL base."""
+
+    FAMILY: ClassVar[str] = "Stable Diffusion XL"
+
+
+def family() -> type:
+    """What is computed, loaded late because it needs torch."""
+    from sdxl_lora.family import Sdxl
+
+    return Sdxl
+
+
+TOOL = Tool("sdxl-lora", KIND, SdxlOptions, family, "make_tiny_sdxl.py")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(TOOL))

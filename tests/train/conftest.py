@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 PHOTOGRAPHS = ROOT / "tests" / "fixtures" / "muybridge-cat"
-sys.path[:0] = [str(SCRIPTS / "sdxl_lora"), str(SCRIPTS)]
+sys.path.insert(0, str(SCRIPTS))
 
 # A profile that trains in seconds: small pictures, and the targets with which even a random base visibly learns.
 TINY = {
@@ -68,6 +70,18 @@ def arguments(**options: object) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in named.items()]
 
 
+def chosen_options(family: str = "sdxl", **options: object) -> Any:
+    """Options of a family's trainer, parsed as from its command line."""
+    from lora.options import parse
+
+    return parse(arguments(**options), {}, tool(family).options)[0]
+
+
+def tool(family: str) -> Any:
+    """A family's trainer."""
+    return importlib.import_module(f"{family}_lora.train").TOOL
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight of the photographs, for tests that train only to look at something else."""
@@ -83,14 +97,14 @@ def run(base: Path, cache: Path, photographs: Path, tmp_path: Path) -> Callable[
     """run(**options) trains in this process with the tiny profile and returns the output folder."""
 
     def train(stopping: Callable[[], None] = lambda: None, **options: object) -> Path:
-        from base import find
-        from data import survey
-        from loop import train
-        from options import parse
+        from lora.base import find
+        from lora.data import survey
+        from lora.loop import train
+        from sdxl_lora.train import TOOL
 
         given = {"base": base, "dataset": photographs, "output": tmp_path / "output", "cache": cache, **TINY, **options}
-        chosen, _ = parse(arguments(**given), {})
-        train(chosen, survey(chosen), find(chosen.base), stopping)
+        chosen = chosen_options(**given)
+        train(chosen, survey(chosen), find(chosen.base, TOOL.kind), TOOL.family(), stopping)
         return chosen.output_dir
 
     return train

@@ -8,23 +8,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.train.conftest import PHOTOGRAPHS, arguments
+from tests.train.conftest import PHOTOGRAPHS, chosen_options
 
 
 def options(dataset: Path, **more: object):
-    from options import parse
-
-    return parse(arguments(dataset=dataset, resolution=64, bucket_step=32, **more), {})[0]
+    return chosen_options(dataset=dataset, resolution=64, bucket_step=32, **more)
 
 
 def survey(dataset: Path, **more: object):
-    from data import survey
+    from lora.data import survey
 
     return survey(options(dataset, **more))
 
 
 def refusal(dataset: Path, **more: object) -> str:
-    from ends import BadInput
+    from lora.ends import BadInput
 
     with pytest.raises(BadInput) as caught:
         survey(dataset, **more)
@@ -48,14 +46,14 @@ def add(folder: Path, name: str, image: Image.Image | None = None, caption: str 
 )
 def test_buckets(resolution: int, step: int, low: int, high: int, expected: list[tuple[int, int]]) -> None:
     """Buckets are all sizes in steps between the limits whose area is at most the resolution squared and as large as that allows."""
-    from data import buckets
+    from lora.data import buckets
 
     assert buckets(resolution, step, low, high) == expected
 
 
 def test_the_real_buckets_stay_within_their_budget() -> None:
     """At 1024² every bucket has sides in steps of 64 within the limits, at most the area, and its transpose beside it."""
-    from data import buckets
+    from lora.data import buckets
 
     found = buckets(1024, 64, 512, 2048)
     assert (1024, 1024) in found and (832, 1216) in found
@@ -69,23 +67,24 @@ def test_the_real_buckets_stay_within_their_budget() -> None:
 )
 def test_an_image_goes_to_the_bucket_of_the_closest_shape(size: tuple[int, int], expected: tuple[int, int]) -> None:
     """The closest shape wins, by ratio, whatever the image's size."""
-    from data import buckets, nearest
+    from lora.data import buckets, nearest
 
     assert nearest(*size, buckets(64, 32, 32, 128)) == expected
 
 
 def test_the_smallest_scale_that_covers_the_bucket_is_cut_at_the_centre(tmp_path: Path) -> None:
     """A 200×100 image for a 64×64 bucket is scaled to 128×64 and loses 32 px on each side; SDXL is told so."""
-    from data import Photo
+    from lora.data import Photo
+    from sdxl_lora.family import size_conditions
 
     photo = Photo(tmp_path, "", 200, 100, "", (64, 64))
     assert photo.placement() == ((128, 64), (32, 0))
-    assert photo.time_ids() == [100, 200, 0, 32, 64, 64]
+    assert size_conditions(photo) == [100, 200, 0, 32, 64, 64]
 
 
 def test_each_epoch_shows_every_image_once_in_batches_of_one_size(tmp_path: Path) -> None:
     """An epoch is a permutation, its batches never mix buckets, the next epoch differs, and asking again gives the same."""
-    from data import Order
+    from lora.data import Order
 
     rng = random.Random(1)
     for number in range(11):
@@ -131,7 +130,7 @@ def test_every_bad_image_is_named_with_its_fault_in_one_error(tmp_path: Path) ->
 
 def test_unusual_images_can_be_converted_on_request(tmp_path: Path) -> None:
     """With --convert-images CMYK becomes RGB, 16 bits are scaled and not clipped, and transparent parts turn white."""
-    from data import load_pixels
+    from lora.data import load_pixels
 
     add(tmp_path, "deep.png", Image.new("I;16", (64, 64), 40000))
     add(tmp_path, "glass.png", Image.new("RGBA", (64, 64), (0, 0, 0, 0)))

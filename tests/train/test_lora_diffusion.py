@@ -6,38 +6,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import arguments
+from tests.train.conftest import chosen_options, tool
 
 
-def model_of(base: Path, prediction: str = "epsilon"):
+def model_of(base: Path, prediction: str = "epsilon", **more: object):
     import torch
-    from base import find
-    from diffusion import Model, noise_levels
+    from lora.base import find
 
-    found = find(str(base))
-    unet = found.load("unet", torch.float32)
-    return found, Model(unet, noise_levels(found.scheduler_config()), prediction, torch.device("cpu"), torch.float32)
+    trainer = tool("sdxl")
+    options = chosen_options(resolution=64, bucket_step=32, **more)
+    model = trainer.family()(find(str(base), trainer.kind), options, torch.device("cpu"), torch.float32)
+    model.prediction = prediction
+    return model
 
 
 def test_a_sample_is_the_picture_that_diffusers_makes(base: Path, tmp_path: Path) -> None:
     """From the same noise and prompt, the pipeline of diffusers gives the same picture: embeddings, guidance and sizes agree."""
     import numpy as np
     import torch
-    from cache import Cache, fill
     from diffusers import StableDiffusionXLPipeline
-    from diffusion import Sampler, generator
-    from options import parse
+    from lora.cache import Cache, fill
+    from lora.loss import generator
+    from lora.sampling import Sampler
     from PIL import Image
 
     prompt = "a cat on a wall"
-    options, _ = parse(arguments(output=tmp_path, resolution=64, bucket_step=32, sample_steps=4, sample_guidance=3), {})
-    found, model = model_of(base)
-    cache = Cache(tmp_path / "cache", found)
+    model = model_of(base, output=tmp_path, sample_steps=4, sample_guidance=3)
+    cache = Cache(tmp_path / "cache", model.base, type(model), tuple(model.TEXTS))
     fill(cache, [], ["", prompt], model.device, lambda: None)
-    (path,) = Sampler(cache, options, [prompt]).write(model, 7, lambda: None)
+    (path,) = Sampler(cache, model.options, [prompt]).write(model, 7, lambda: None)
     pipeline = StableDiffusionXLPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    noise = torch.randn((1, 4, 8, 8), generator=generator(options.seed, 0, 2))
+    noise = torch.randn((1, 4, 8, 8), generator=generator(model.options.seed, 0, 2))
     wanted = {"prompt": prompt, "negative_prompt": "", "latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
     theirs = np.asarray(pipeline(**wanted, height=64, width=64).images[0]).astype(int)
     with Image.open(path) as ours:
@@ -51,22 +51,22 @@ def test_noise_targets_and_weights_are_those_of_diffusers(base: Path, prediction
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr
 
-    found, model = model_of(base, prediction)
-    config = {key: value for key, value in found.scheduler_config().items() if key.startswith(("beta", "num"))}
+    model = model_of(base, prediction)
+    config = {key: value for key, value in model.base.scheduler_config().items() if key.startswith(("beta", "num"))}
     theirs = DDPMScheduler(**config)
     times = torch.tensor([1, 400, 990])
     clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     batch = {"hidden": torch.zeros(3, 77, 96), "pooled": torch.zeros(3, 64), "time_ids": torch.zeros(3, 6)}
     with torch.no_grad():
         condition = {"text_embeds": batch["pooled"], "time_ids": batch["time_ids"]}
-        predicted = model.unet(theirs.add_noise(clean, noise, times), times, batch["hidden"], added_cond_kwargs=condition).sample
+        predicted = model.net(theirs.add_noise(clean, noise, times), times, batch["hidden"], added_cond_kwargs=condition).sample
         target = noise if prediction == "epsilon" else theirs.get_velocity(clean, noise, times)
         expected = (predicted - target).square().mean((1, 2, 3))
-        assert torch.allclose(model.errors(batch, clean, noise, times), expected, rtol=1e-4)
+        assert torch.allclose(model.errors(batch, clean, noise, times).mean((1, 2, 3)), expected, rtol=1e-4)
     ratio = compute_snr(theirs, times)
     weights = ratio.clamp(max=5) / (ratio if prediction == "epsilon" else ratio + 1)
-    assert torch.allclose(model.weights(times, 5.0), weights, rtol=1e-4)
-    assert model.weights(times, 0).tolist() == [1, 1, 1]
+    assert torch.allclose(model.weights(times), weights, rtol=1e-4)
+    assert model_of(base, min_snr_gamma=0).weights(times).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,7 @@ def test_noise_targets_and_weights_are_those_of_diffusers(base: Path, prediction
 )
 def test_the_learning_rate_rises_and_then_follows_its_schedule(schedule: str, rates: list[float]) -> None:
     """Two steps of warm-up reach the full rate; from there it stays, or falls to nothing at the end."""
-    from loop import learning_rate
-    from options import parse
+    from lora.loop import rate_share
 
-    options, _ = parse(arguments(lr=1, steps=6, warmup=2, lr_schedule=schedule), {})
-    assert [learning_rate(options, step) for step in range(6)] == pytest.approx(rates, abs=1e-6)
+    options = chosen_options(steps=6, warmup=2, lr_schedule=schedule)
+    assert [rate_share(options, step) for step in range(6)] == pytest.approx(rates, abs=1e-6)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import ROOT
+from tests.train.conftest import ROOT, tool
 
 FLAGS = """
 base dataset output metrics cache name
 resolution bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions caption_dropout
-targets rank alpha
+network targets rank alpha conv_rank conv_alpha text_lr text_rank text_alpha
 steps batch_size grad_accumulation lr lr_schedule warmup weight_decay clip min_snr_gamma seed precision gradient_checkpointing threads
 log_every val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance
 checkpoint_every keep_checkpoints
@@ -21,17 +21,17 @@ checkpoint_every keep_checkpoints
 
 def test_the_flags_are_these() -> None:
     """No flag disappears or is renamed without somebody deciding so."""
-    from options import flags
+    from lora.options import flags
 
-    assert list(flags()) == FLAGS.split()
+    assert list(flags(tool("sdxl").options)) == FLAGS.split()
 
 
 def table() -> str:
     """The table of flags as docs/training.md shows it."""
-    from options import flags
+    from lora.options import flags
 
     rows, group = [], ""
-    for name, (kind, default, about) in flags().items():
+    for name, (kind, default, about) in flags(tool("sdxl").options).items():
         if about.group != group:
             group = about.group
             rows += ["", f"**{group}**", "", "| flag | type | default | limits | meaning |", "|---|---|---|---|---|"]
@@ -52,11 +52,13 @@ def test_the_documentation_lists_every_flag() -> None:
 
 def test_a_configuration_file_sets_options_and_flags_override_it(tmp_path: Path) -> None:
     """Names in the file are those of the flags, with - or _; a flag beats the file, the file beats the environment."""
-    from options import parse
+    from lora.options import parse
 
     file = tmp_path / "options.json"
     file.write_text(json.dumps({"rank": 4, "grad-accumulation": 2, "convert_images": True, "lr": 0.002, "output": "from-file"}))
-    options, smoke = parse(["--config", str(file), "--rank", "8"], {"RT_OUTPUT": "from-env", "RT_BASE": "model"})
+    options, smoke = parse(
+        ["--config", str(file), "--rank", "8"], {"RT_OUTPUT": "from-env", "RT_BASE": "model"}, tool("sdxl").options
+    )
     assert not smoke and options.rank == 8 and options.grad_accumulation == 2 and options.convert_images and options.lr == 0.002
     assert (options.output, options.base) == ("from-file", "model")
 
@@ -74,21 +76,21 @@ def test_a_wrong_configuration_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, expected: str
 ) -> None:
     """An unknown name, a wrong type or broken JSON ends with code 2 and says what is wrong."""
-    from options import parse
+    from lora.options import parse
 
     file = tmp_path / "options.json"
     file.write_text(content)
     with pytest.raises(SystemExit) as caught:
-        parse(["--config", str(file)], {})
+        parse(["--config", str(file)], {}, tool("sdxl").options)
     assert caught.value.code == 2 and expected in capsys.readouterr().err
 
 
 def test_all_values_out_of_range_are_listed_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Each wrong value gets a line that names the flag, the value and the limit."""
-    from options import parse
+    from lora.options import parse
 
     with pytest.raises(SystemExit) as caught:
-        parse(["--rank", "0", "--lr", "nan", "--bucket-step", "48", "--name", "../x"], {})
+        parse(["--rank", "0", "--lr", "nan", "--bucket-step", "48", "--name", "../x"], {}, tool("sdxl").options)
     message = capsys.readouterr().err
     assert caught.value.code == 2 and all(
         flag in message for flag in ("--rank is 0", "--lr is nan", "--bucket-step is 48", "--name is")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.train.conftest import PHOTOGRAPHS, SCRIPTS, TINY, arguments
+from tests.train.conftest import PHOTOGRAPHS, SCRIPTS, TINY, arguments, chosen_options, tool
 
 Run = Callable[..., Path]
 TRAIN = SCRIPTS / "sdxl_lora" / "train.py"
@@ -91,8 +91,8 @@ def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple
 def test_both_files_load_elsewhere_with_the_trained_updates(trained: tuple[Path, str], base: Path, name: str) -> None:
     """A fresh pipeline reads every layer from either file with what was trained, the strength of alpha ≠ rank included."""
     import torch
-    from checkpoint import newest
     from diffusers import StableDiffusionXLPipeline
+    from lora.checkpoint import newest
 
     output, _ = trained
     pipeline = StableDiffusionXLPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_passed_over(run: Run, capsys: pytest.CaptureFix
 
 def test_another_configuration_is_refused(run: Run) -> None:
     """Resuming names each option that differs, with both values; what is only reported may change, and so may more steps."""
-    from ends import BadInput
+    from lora.ends import BadInput
 
     run(steps=2)
     with pytest.raises(BadInput) as caught:
@@ -173,7 +173,7 @@ def test_another_configuration_is_refused(run: Run) -> None:
 
 def test_a_loss_that_is_no_number_stops_before_it_is_learnt(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate that blows the weights up ends the training with its own error, and no checkpoint holds the wreck."""
-    from ends import NotANumber
+    from lora.ends import NotANumber
 
     with pytest.raises(NotANumber, match="the loss is"):
         run(steps=40, lr=10, clip=0, alpha=4000, output=tmp_path / "wreck")
@@ -183,14 +183,13 @@ def test_a_loss_that_is_no_number_stops_before_it_is_learnt(run: Run, tmp_path: 
 def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A second run encodes nothing, a new caption is encoded alone, and a truncated entry is made again."""
     import torch
-    from base import find
-    from cache import Cache, fill
-    from data import survey
-    from options import parse
+    from lora.base import find
+    from lora.cache import Cache, fill
+    from lora.data import survey
 
-    options, _ = parse(arguments(base=base, dataset=photographs, resolution=64), {})
-    photos, model = survey(options), find(options.base)
-    cache = Cache(tmp_path, model)
+    options, trainer = chosen_options(base=base, dataset=photographs, resolution=64), tool("sdxl")
+    photos, model, kind = survey(options), find(options.base, trainer.kind), trainer.family()
+    cache = Cache(tmp_path, model, kind, tuple(kind.TEXTS))
 
     def encode(*captions: str) -> list[str]:
         fill(cache, photos, captions, torch.device("cpu"), lambda: None)
@@ -207,7 +206,7 @@ def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, ca
 
 def test_held_out_images_are_not_trained_on() -> None:
     """A quarter of eight images is two, the same two for the same seed; without a share all images train."""
-    from data import Photo, split
+    from lora.data import Photo, split
 
     photos = [Photo(Path(f"{n}.png"), "", 64, 64, "", (64, 64)) for n in range(8)]
     learned, watched = split(photos, 0.25, seed=3)
@@ -223,7 +222,7 @@ def test_held_out_images_are_not_trained_on() -> None:
         (lambda folder: folder.mkdir(), "model_index.json cannot be read"),
         (lambda folder: index(folder, "StableDiffusionPipeline", None), "is not SDXL"),
         (lambda folder: index(folder, "StableDiffusionXLPipeline", "text_time"), "has no .safetensors weights"),
-        (lambda folder: folder.write_bytes(b"\x10\0\0\0\0\0\0\0{}              "), "is not an SDXL checkpoint"),
+        (lambda folder: folder.write_bytes(b"\x10\0\0\0\0\0\0\0{}              "), "is not a checkpoint of SDXL"),
         (lambda folder: folder.write_bytes(b"pickle"), "is not a readable .safetensors file"),
     ],
 )
@@ -231,36 +230,37 @@ def test_a_base_of_another_family_is_refused_before_torch_is_loaded(
     spoil: Callable[[Path], object], expected: str, tmp_path: Path
 ) -> None:
     """Stable Diffusion 1.5, a half-copied folder and other files are named in one error."""
-    from base import find
-    from ends import BadInput
+    from lora.base import find
+    from lora.ends import BadInput
 
     spoil(tmp_path / "model")
     with pytest.raises(BadInput, match=expected) as caught:
-        find(str(tmp_path / "model"))
+        find(str(tmp_path / "model"), tool("sdxl").kind)
     assert str(tmp_path / "model") in str(caught.value)
 
 
 def test_a_hub_that_cannot_be_reached_is_worth_another_try() -> None:
     """A hub id that is not on this disk, without the network, is no fault of the input: exit code 69."""
-    from base import find
-    from ends import Unavailable
+    from lora.base import find
+    from lora.ends import Unavailable
 
     with pytest.raises(Unavailable, match="owner/model is not on this disk"):
-        find("owner/model")
+        find("owner/model", tool("sdxl").kind)
     assert Unavailable.exit_code == 69
 
 
 def test_a_base_with_half_precision_files_only_is_read(base: Path, tmp_path: Path) -> None:
     """A folder whose weights are all named .fp16, as the hub's smaller download is, loads in any precision."""
     import torch
-    from base import WEIGHTS, find
+    from lora.base import find
 
     shutil.copytree(base, tmp_path / "half")
     for file in (tmp_path / "half").rglob("*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    half = find(str(tmp_path / "half"))
-    assert half.variant == "fp16" and half.digest != find(str(base)).digest
-    for part in WEIGHTS:
+    kind = tool("sdxl").kind
+    half = find(str(tmp_path / "half"), kind)
+    assert half.variant == "fp16" and half.digest != find(str(base), kind).digest
+    for part in kind.weights:
         parameters = list(half.load(part, torch.float32).parameters())
         assert parameters and all(p.dtype == torch.float32 and not p.requires_grad for p in parameters)
 

@@ -49,18 +49,18 @@ def test_the_full_topology_has_the_layers_of_the_real_model(tmp_path: Path) -> N
     """With --full the attention layers number 560, as in SDXL, and every one has a name in the original layout, none twice."""
     import torch
     from diffusers import UNet2DConditionModel
-    from export import original_name
     from make_tiny_sdxl import make
+    from sdxl_lora.family import Sdxl
 
     make(tmp_path / "full", full=True)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((tmp_path / "full" / "unet" / "config.json").read_text()))
     attention = [n for n, _ in unet.named_modules() if n.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))]
     assert len(attention) == 560
-    assert len({original_name(name) for name in attention}) == 560
-    assert original_name("down_blocks.1.attentions.0.proj_in") == "input_blocks.4.1.proj_in"
+    assert len({Sdxl.original_name(name) for name in attention}) == 560
+    assert Sdxl.original_name("down_blocks.1.attentions.0.proj_in") == "input_blocks.4.1.proj_in"
     assert (
-        original_name("mid_block.attentions.0.transformer_blocks.9.attn2.to_k")
+        Sdxl.original_name("mid_block.attentions.0.transformer_blocks.9.attn2.to_k")
         == "middle_block.1.transformer_blocks.9.attn2.to_k"
     )
-    assert original_name("up_blocks.2.resnets.2.conv_shortcut") == "output_blocks.8.0.skip_connection"
+    assert Sdxl.original_name("up_blocks.2.resnets.2.conv_shortcut") == "output_blocks.8.0.skip_connection"

@@ -83,45 +83,52 @@ def test_hello_fails_as_asked(settings: list[str], code: int, words: str, tmp_pa
     assert "flood" not in settings[0] or len(log) > 64 * 1024
 
 
-def trainer_flags() -> dict[str, dict[str, Any]]:
-    """What scripts/sdxl_lora says of its own options, asked in a process of its own."""
-    told = "{n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in options.flags().items()}"
-    code = f"import json, options; print(json.dumps({told}))"
-    folder = REPOSITORY / "scripts" / "sdxl_lora"
-    out = subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
+LORA_TOOLS = ["sdxl"]
+
+
+def trainer_flags(family: str) -> dict[str, dict[str, Any]]:
+    """What a trainer says of its own options, asked in a process of its own."""
+    told = "{n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in flags(TOOL.options).items()}"
+    code = f"import json; from lora.options import flags; from {family}_lora.train import TOOL; print(json.dumps({told}))"
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=REPOSITORY / "scripts", capture_output=True, text=True, check=True
+    )
     kinds = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
     flags = {}
-    for name, (kind, default, low, high, choices) in json.loads(out).items():
+    for name, (kind, default, low, high, choices) in json.loads(run.stdout).items():
         schema = {"type": kinds[kind], "default": default, "minimum": low, "maximum": high, "enum": choices or None}
         flags[name] = {key: value for key, value in schema.items() if value is not None}
     return flags
 
 
-def test_the_parameters_of_sdxl_lora_are_the_options_of_its_trainer() -> None:
+@pytest.mark.parametrize("family", LORA_TOOLS)
+def test_the_parameters_of_a_lora_tool_are_the_options_of_its_trainer(family: str) -> None:
     """Recipe and script agree on names, types, defaults, limits and choices; places and the machine are each one's own."""
-    schemas = load_recipe(plugins.find_tool("sdxl-lora@1")).parameters
+    schemas = load_recipe(plugins.find_tool(f"{family}-lora@1")).parameters
     ours = {
         name: {key: schema[key] for key in ("type", "default", "minimum", "maximum", "enum") if key in schema}
         for name, schema in schemas.items()
         if name not in ("python", "gpus", "vram_gb")
     }
-    theirs = {name: flag for name, flag in trainer_flags().items() if name not in ("dataset", "output", "metrics", "cache")}
+    theirs = {name: flag for name, flag in trainer_flags(family).items() if name not in ("dataset", "output", "metrics", "cache")}
     assert ours == theirs
 
 
-def test_the_trainers_progress_line_is_understood() -> None:
+@pytest.mark.parametrize("family", LORA_TOOLS)
+def test_the_trainers_progress_line_is_understood(family: str) -> None:
     """The line the trainer prints gives progress and metrics."""
     line = "step 12/100 loss 0.1234 lr 1.0e-04 3.21 steps/s eta 27 s"
-    progress, metric = load_recipe(plugins.find_tool("sdxl-lora@1")).patterns
+    progress, metric = load_recipe(plugins.find_tool(f"{family}-lora@1")).patterns
     assert re.search(progress.regex, line).groupdict() == {"step": "12", "total": "100"}  # type: ignore[union-attr]
     assert re.search(metric.regex, line).groupdict() == {  # type: ignore[union-attr]
         "loss": "0.1234", "lr": "1.0e-04", "speed_steps_per_s": "3.21", "eta_s": "27",
     }  # fmt: skip
 
 
-def test_a_cpu_training_asks_for_no_gpu() -> None:
+@pytest.mark.parametrize("family", LORA_TOOLS)
+def test_a_cpu_training_asks_for_no_gpu(family: str) -> None:
     """What the host must have follows the parameters."""
-    recipe = load_recipe(plugins.find_tool("sdxl-lora@1"))
+    recipe = load_recipe(plugins.find_tool(f"{family}-lora@1"))
     assert make_plan(recipe, {}).resources.gpus == 1
     assert make_plan(recipe, {"gpus": 0}).resources.vram_gb == 0
 

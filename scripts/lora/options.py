@@ -1,7 +1,8 @@
-"""Every flag of the trainer, declared once: name, default, unit, limits and help are the fields of `Options`.
+"""Every flag that all trainers have, declared once: name, default, unit, limits and help are the fields of `Options`.
 
-The command line, the `--config` file (a JSON object with the same names) and the table in docs/training.md all come from
-these fields. Flags on the command line win over the file, the file over the environment, the environment over the default.
+A family's train.py derives its own class: other defaults (`revised`) and flags of its own (`flag`). The command line, the
+`--config` file (a JSON object with the same names) and the tables in docs/training.md all come from these fields. Flags on the
+command line win over the file, the file over the environment, the environment over the default.
 
 Editing rules: standard library only, so that a wrong flag is reported before torch is loaded. Mark a field `free=True` only if
 it cannot change what is learnt: a training resumes only with the same values of all others.
@@ -12,12 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 PLACES = "where things are"
 IMAGES = "images and captions"
@@ -25,6 +24,8 @@ NETWORK = "network"
 TRAINING = "training"
 REPORTS = "samples and validation"
 SAVING = "checkpoints"
+GROUPS = (PLACES, IMAGES, NETWORK, TRAINING, REPORTS, SAVING)
+Kind = TypeVar("Kind", bound="Options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,17 @@ def flag(default: Any, group: str, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"flag": Flag(group, text, **more)})
 
 
+def revised(name: str, default: Any, text: str = "", **more: Any) -> Any:
+    """A field of a family's class that has another default, and perhaps another help, than that of all trainers."""
+    (known,) = (f.metadata["flag"] for f in dataclasses.fields(Options) if f.name == name)
+    return field(default=default, metadata={"flag": dataclasses.replace(known, help=text or known.help, **more)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The settings of one training, checked; the defaults suit a real SDXL base on one GPU of 24 GB or more."""
+
+    FAMILY: ClassVar[str] = "image model"
 
     base: str = flag(
         "stabilityai/stable-diffusion-xl-base-1.0",
@@ -83,12 +92,21 @@ class Options:
     allow_missing_captions: bool = flag(False, IMAGES, "an image without a caption trains with an empty one", free=True)
     caption_dropout: float = flag(0.05, IMAGES, "share of draws that train with an empty caption", low=0, high=1)
 
+    network: str = flag(
+        "lora", NETWORK, "what learns beside each layer: LoRA, DoRA (own strength for each output), LoHa or LoKr (products of factors)",
+        choices=("lora", "dora", "loha", "lokr"),
+    )  # fmt: skip
     targets: str = flag(
         "attention", NETWORK, "layers that learn: attention, or locon: also feed-forward, projections and convolutions",
         choices=("attention", "locon"),
     )  # fmt: skip
     rank: int = flag(16, NETWORK, "rank of each layer's update", low=1, high=1024)
     alpha: float = flag(8.0, NETWORK, "strength; the update is scaled by alpha / rank", low=0.001, high=4096)
+    conv_rank: int = flag(0, NETWORK, "rank of convolutions wider than a pixel (0: as the others)", low=0, high=1024)
+    conv_alpha: float = flag(0.0, NETWORK, "their alpha, with --conv-rank (0: scaled as the others are)", low=0, high=4096)
+    text_lr: float = flag(0.0, NETWORK, "learning rate of the CLIP text encoders (0: they do not learn)", low=0, high=10)
+    text_rank: int = flag(0, NETWORK, "rank in the text encoders (0: as the others)", low=0, high=1024)
+    text_alpha: float = flag(0.0, NETWORK, "alpha in the text encoders (0: scaled as the others are)", low=0, high=4096)
 
     steps: int = flag(1500, TRAINING, "optimiser steps", low=1, high=1_000_000)
     batch_size: int = flag(1, TRAINING, "images a pass", low=1, high=256)
@@ -156,30 +174,31 @@ class Options:
 
     def fingerprint(self) -> dict[str, Any]:
         """The values that decide what is learnt: a checkpoint only continues under the same ones."""
-        decisive = {name: getattr(self, name) for name, (_, _, about) in flags().items() if not about.free}
+        decisive = {name: getattr(self, name) for name, (_, _, about) in flags(type(self)).items() if not about.free}
         # More steps at a constant rate are the same training, longer.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
 
 
-def flags() -> dict[str, tuple[type, Any, Flag]]:
-    """name → (type, default, Flag) of every option, in order."""
-    kinds = get_type_hints(Options)
-    return {f.name: (kinds[f.name], f.default, f.metadata["flag"]) for f in dataclasses.fields(Options)}
+def flags(kind: type[Options]) -> dict[str, tuple[type, Any, Flag]]:
+    """name → (type, default, Flag) of every option of a trainer, by group and in order."""
+    kinds = get_type_hints(kind)
+    fields = sorted(dataclasses.fields(kind), key=lambda f: GROUPS.index(f.metadata["flag"].group))
+    return {f.name: (kinds[f.name], f.default, f.metadata["flag"]) for f in fields}
 
 
-def build_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+def build_parser(options: type[Options], env: Mapping[str, str]) -> argparse.ArgumentParser:
     """The command line; the environment replaces defaults where a flag names a variable."""
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Train an SDXL LoRA from a folder of captioned images.",
+        description=f"Train a LoRA for {options.FAMILY} from a folder of captioned images.",
         epilog="Exit codes: 0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory,"
         " 74 a file cannot be written, 75 interrupted (run again to resume), 76 the loss is no longer a number.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="JSON object of options, named as the flags are")
     parser.add_argument("--smoke", action="store_true", help="train on a made-up base and made-up images in a temporary folder")
-    groups = {title: parser.add_argument_group(title) for title in (PLACES, IMAGES, NETWORK, TRAINING, REPORTS, SAVING)}
-    for name, (kind, default, about) in flags().items():
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for name, (kind, default, about) in flags(options).items():
         default = env.get(about.env) or default
         source = f", or ${about.env}" if about.env else ""
         text = f"{about.help} (default {default}{source})" if default not in ("", False) else f"{about.help}{source}"
@@ -213,7 +232,7 @@ def config_arguments(path: str) -> list[str]:
 def problems(options: Options) -> list[str]:
     """Everything wrong with the values, each as one sentence that names the flag."""
     found = []
-    for name, (_, _, about) in flags().items():
+    for name, (_, _, about) in flags(type(options)).items():
         value, shown = getattr(options, name), "--" + name.replace("_", "-")
         if about.low is not None and not value >= about.low:
             found.append(f"{shown} is {value}, it must be at least {about.low:g}")
@@ -231,9 +250,9 @@ def problems(options: Options) -> list[str]:
     return found
 
 
-def parse(argv: Sequence[str], env: Mapping[str, str]) -> tuple[Options, bool]:
+def parse(argv: Sequence[str], env: Mapping[str, str], kind: type[Kind]) -> tuple[Kind, bool]:
     """(options, whether --smoke was asked for); a mistake ends the program with exit code 2, all mistakes in one message."""
-    parser = build_parser(env)
+    parser = build_parser(kind, env)
     first = parser.parse_args(argv)
     try:
         from_file = config_arguments(first.config) if first.config else []
@@ -242,11 +261,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> tuple[Options, bool]:
     values = vars(parser.parse_args([*from_file, *argv]))
     smoke = values.pop("smoke")
     values.pop("config")
-    options = Options(**values)
+    options = kind(**values)
     if found := problems(options):
         parser.exit(2, "".join(f"error: {line}\n" for line in found))
     return options, smoke
-
-
-if __name__ == "__main__":
-    parse(sys.argv[1:], os.environ)

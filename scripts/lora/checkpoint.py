@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ends import BadInput
 from safetensors.torch import load_file, save_file
+
+from lora.ends import BadInput
 
 FORMAT = 1
 Tensors = dict[str, torch.Tensor]

@@ -18,31 +18,23 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import checkpoint
 import diffusers
-import export
 import peft
 import torch
 import transformers
-from base import Base
-from cache import Cache, fill
-from data import Order, Photo, dataset_digest, split
-from diffusion import Model, Sampler, noise_levels, prompts_of, training_loss, validation_loss
-from ends import BadInput, Interrupted, NotANumber, OutOfMemory
-from options import Options
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-TARGETS = {
-    "attention": ATTENTION,
-    "locon": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "conv"],
-}
-# SDXL in bf16 with this optimiser, measured elsewhere: 6 GiB without the activations, 7 GiB of them for one image of 1024².
-FIXED_GIB, IMAGE_GIB = 6.0, 7.0
+from lora import about, adapters, checkpoint, export
+from lora.base import Base
+from lora.cache import Cache, fill
+from lora.data import Order, Photo, dataset_digest, split
+from lora.ends import BadInput, Interrupted, NotANumber, OutOfMemory
+from lora.family import Family
+from lora.loss import training_loss, validation_loss
+from lora.options import Options
+from lora.sampling import Sampler, prompts_of
 
 
-def train(options: Options, photos: Sequence[Photo], base: Base, stopping: Callable[[], None]) -> None:
+def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Family], stopping: Callable[[], None]) -> None:
     """Run the training to its end; `stopping` raises when it has been asked to stop."""
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
@@ -52,10 +44,11 @@ def train(options: Options, photos: Sequence[Photo], base: Base, stopping: Calla
     device, dtype = choose_device(options)
     learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
-    cache = Cache(options.cache_dir, base)
+    learning = kind.LEARNING_TEXTS if options.text_lr else ()
+    cache = Cache(options.cache_dir, base, kind, tuple(name for name in kind.TEXTS if name not in learning))
     try:
         fill(cache, photos, ["", *(photo.caption for photo in photos), *prompts], device, stopping)
-        model = prepare(options, base, device, dtype)
+        model = prepare(options, kind(base, options, device, dtype))
         run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
         run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos), "dtype": str(dtype)}
         run.resume()
@@ -78,44 +71,44 @@ def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
     return device, torch.bfloat16 if bf16 else torch.float32
 
 
-def wants_gradient_checkpointing(options: Options, device: torch.device) -> bool:
+def wants_gradient_checkpointing(options: Options, family: type[Family], device: torch.device) -> bool:
     """As asked; on auto only where the activations would not fit."""
     if options.gradient_checkpointing != "auto" or device.type != "cuda":
         return options.gradient_checkpointing == "on"
-    needed = FIXED_GIB + IMAGE_GIB * options.batch_size * (options.resolution / 1024) ** 2
+    fixed, image = family.MEMORY_GIB
+    needed = fixed + image * options.batch_size * (options.resolution / 1024) ** 2
     present = torch.cuda.get_device_properties(device).total_memory / 2**30
     if needed > 0.9 * present:
         print(f"gradient checkpointing is on: about {needed:.0f} GiB needed without it, the GPU has {present:.0f}", flush=True)
     return needed > 0.9 * present
 
 
-def prepare(options: Options, base: Base, device: torch.device, dtype: torch.dtype) -> Model:
-    """The frozen UNet with a fresh adapter in fp32."""
-    unet = base.load("unet", dtype).to(device)
-    torch.manual_seed(options.seed)  # the adapter's first weights
-    unet.add_adapter(LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=TARGETS[options.targets]))
-    for parameter in unet.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    if wants_gradient_checkpointing(options, device):
-        unet.enable_gradient_checkpointing()
-    unet.train()
-    config = base.scheduler_config()
-    return Model(unet, noise_levels(config).to(device), config.get("prediction_type", "epsilon"), device, dtype)
+def prepare(options: Options, family: Family) -> Family:
+    """The frozen model with fresh adapters."""
+    adapters.attach(family, options)
+    saving = wants_gradient_checkpointing(options, type(family), family.device)
+    if saving:
+        family.net.enable_gradient_checkpointing()
+    family.net.train()
+    for encoder in family.encoders.values():
+        encoder.train()  # CLIP has no dropout; the mode only lets gradients be recomputed
+        if saving:
+            encoder.gradient_checkpointing_enable()
+    return family
 
 
-def learning_rate(options: Options, step: int) -> float:
-    """The rate of a step, counted from 0."""
+def rate_share(options: Options, step: int) -> float:
+    """The share of the full learning rate that a step takes, counted from 0."""
     if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
+        return (step + 1) / options.warmup
     done = (step - options.warmup) / max(1, options.steps - options.warmup)
     match options.lr_schedule:
         case "cosine":
-            return options.lr * 0.5 * (1 + math.cos(math.pi * done))
+            return 0.5 * (1 + math.cos(math.pi * done))
         case "linear":
-            return options.lr * (1 - done)
+            return 1 - done
         case _:
-            return options.lr
+            return 1.0
 
 
 @dataclass(slots=True)
@@ -123,7 +116,7 @@ class Run:
     """A training on its way."""
 
     options: Options
-    model: Model
+    model: Family
     cache: Cache
     order: Order
     watched: Sequence[Photo]
@@ -137,18 +130,22 @@ class Run:
 
     def __post_init__(self) -> None:
         """Make the optimiser over what learns."""
-        self.parameters = [parameter for parameter in self.model.unet.parameters() if parameter.requires_grad]
-        decay = self.options.weight_decay
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.options.lr, weight_decay=decay, fused=True)
+        groups = []
+        for part in self.model.parts().values():
+            rate = self.options.lr if part is self.model.net else self.options.text_lr
+            groups.append({"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "full_lr": rate})
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay, fused=True)
 
     def announce(self, learned: Sequence[Photo]) -> None:
         """Print what follows from the options, once."""
-        per_step = self.options.batch_size * self.options.grad_accumulation
+        steps, per_step = self.options.steps, self.options.batch_size * self.options.grad_accumulation
         sizes = sorted({photo.bucket for photo in learned})
+        count = sum(len(adapters.layers(part)) for part in self.model.parts().values())
         print(
             f"{len(learned)} images in {len(sizes)} buckets ({', '.join(f'{w}×{h}' for w, h in sizes[:8])}),"
-            f" {sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {len(export.layers(self.model.unet))} layers,"
-            f" {self.options.steps} steps of {per_step} = {self.options.steps * per_step / len(learned):.1f} views of each image,"
+            f" {sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {count} layers,"
+            f" {steps} steps of {per_step} = {steps * per_step / len(learned):.1f} views of each image,"
             f" on {self.model.device} in {str(self.model.dtype).removeprefix('torch.')}",
             flush=True,
         )
@@ -160,7 +157,7 @@ class Run:
             return
         state = found.state()
         checkpoint.check_same(state["identity"], self.identity, found.path)
-        set_peft_model_state_dict(self.model.unet, found.tensors("adapter"))
+        adapters.restore(self.model, found.tensors("adapter"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in found.tensors("optimizer").items():
             index, name = key.split(".")
@@ -180,7 +177,7 @@ class Run:
             return
         moments = self.optimizer.state_dict()["state"]
         tensors = {
-            "adapter": get_peft_model_state_dict(self.model.unet),
+            "adapter": adapters.tensors(self.model),
             "optimizer": {f"{index}.{name}": value for index, entry in moments.items() for name, value in entry.items()},
         }
         checkpoint.save(folder, self.step, tensors, {"identity": self.identity, "validations": self.validations})
@@ -218,7 +215,7 @@ class Run:
     def advance(self) -> None:
         """One optimiser step."""
         started = time.monotonic()
-        options, rate = self.options, learning_rate(self.options, self.step)
+        options, share = self.options, rate_share(self.options, self.step)
         total = torch.zeros((), device=self.model.device)
         for position in range(self.step * options.grad_accumulation, (self.step + 1) * options.grad_accumulation):
             loss = (
@@ -233,7 +230,7 @@ class Run:
                 " lower --lr, add --warmup, or check the images of this run"
             )
         for entry in self.optimizer.param_groups:
-            entry["lr"] = rate
+            entry["lr"] = entry["full_lr"] * share
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -244,7 +241,7 @@ class Run:
         count = len(self.since_log)
         loss, seconds = (sum(column) for column in zip(*self.since_log, strict=True))
         self.since_log.clear()
-        speed, rate = count / seconds, learning_rate(self.options, self.step - 1)
+        speed, rate = count / seconds, self.options.lr * rate_share(self.options, self.step - 1)
         eta = (self.options.steps - self.step) / speed
         line = f"step {self.step}/{self.options.steps} loss {loss / count:.4f} lr {rate:.1e} {speed:.2f} steps/s eta {eta:.0f} s"
         print(line, flush=True)
@@ -267,9 +264,8 @@ def due(step: int, every: int) -> bool:
 def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
     """Write the LoRA in both formats, read both back, and say what was made."""
     options, final = run.options, run.options.output_dir / "final"
-    metadata = export.kohya_metadata(options, learned, base.name, run.model.prediction)
-    files = export.write(run.model.unet, final, options.name, metadata)
-    export.verify(run.model.unet, *files)
+    files = export.write(run.model, final, options.name, about.metadata(run.model, learned))
+    export.verify(run.model, *files)
     summary = {
         "name": options.name,
         "files": {file.name: {"size": file.stat().st_size, "sha256": checkpoint.sha256(file)} for file in files},

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ends import BadInput
-from options import Options
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
+
+from lora.ends import BadInput
+from lora.options import Options
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 SHOWN_FAULTS = 20
@@ -47,11 +48,6 @@ class Photo:
         scale = max(width / self.width, height / self.height)
         scaled = max(width, round(self.width * scale)), max(height, round(self.height * scale))
         return scaled, ((scaled[0] - width) // 2, (scaled[1] - height) // 2)
-
-    def time_ids(self) -> list[float]:
-        """SDXL's size conditioning: original height and width, top and left of the crop, target height and width."""
-        _, (left, top) = self.placement()
-        return [float(n) for n in (self.height, self.width, top, left, self.bucket[1], self.bucket[0])]
 
 
 def buckets(resolution: int, step: int, low: int, high: int) -> list[tuple[int, int]]:

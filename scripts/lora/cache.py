@@ -21,11 +21,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from base import Base
-from data import Photo, load_pixels
-from ends import BadInput
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+
+from lora.base import Base
+from lora.data import Photo, load_pixels
+from lora.ends import BadInput
+from lora.family import Family
 
 VERSION = "1"
 Tensors = dict[str, torch.Tensor]
@@ -38,6 +40,9 @@ class Cache:
 
     folder: Path
     base: Base
+    family: type[Family]
+    encoders: tuple[str, ...]
+    """The text encoders that speak through the cache: those that do not learn."""
 
     def path(self, kind: str, *parts: object) -> Path:
         """Where an entry lies; the name holds everything the content depends on."""
@@ -49,21 +54,18 @@ class Cache:
         return self.path("images", photo.sha256, photo.bucket)
 
     def text_path(self, caption: str) -> Path:
-        """The embeddings of a caption."""
-        return self.path("texts", caption)
+        """The embeddings of a caption by the encoders that do not learn."""
+        some = () if len(self.encoders) == len(self.family.TEXTS) else self.encoders
+        return self.path("texts", *some, caption)
 
     def text(self, caption: str, device: torch.device) -> Tensors:
-        """{"hidden": (77, width), "pooled": (width,)} of a caption."""
-        return load_file(self.text_path(caption), device=str(device))
+        """The embeddings of a caption, without a first dimension."""
+        return load_file(self.text_path(caption), device=str(device)) if self.encoders else {}
 
-    def batch(self, photos: Sequence[Photo], captions: Sequence[str], device: torch.device) -> Tensors:
-        """Stacked entries of a pass: mean and std (n, 4, h, w), hidden (n, 77, width), pooled (n, width), time_ids (n, 6)."""
-        images = [load_file(self.image_path(photo), device=str(device)) for photo in photos]
-        texts = [self.text(caption, device) for caption in captions]
-        rows = [{**image, **text} for image, text in zip(images, texts, strict=True)]
-        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        stacked["time_ids"] = torch.tensor([photo.time_ids() for photo in photos], device=device)
-        return stacked
+    def images(self, photos: Sequence[Photo], device: torch.device) -> Tensors:
+        """Stacked entries: mean and std (n, c, h, w)."""
+        rows = [load_file(self.image_path(photo), device=str(device)) for photo in photos]
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def readable(path: Path) -> bool:
@@ -105,7 +107,7 @@ def fill(
     with torch.inference_mode():
         if images:
             encode_images(cache, images, device, stopping)
-        if texts:
+        if texts and cache.encoders:
             encode_texts(cache, texts, device, stopping)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -116,33 +118,28 @@ def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, s
     vae = cache.base.load("vae", torch.float32).to(device)
     for photo in counted(photos, "images", stopping):
         pixels = torch.from_numpy(np.array(load_pixels(photo))).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
-        posterior = vae.encode(pixels).latent_dist
-        scale = vae.config.scaling_factor
-        tensors = {"mean": posterior.mean[0] * scale, "std": posterior.std[0] * scale}
+        tensors = cache.family.encode_pixels(vae, pixels)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise BadInput(f"{photo.path} encodes to values that are not numbers; the image or the base model's VAE is damaged")
         write_entry(cache.image_path(photo), tensors)
 
 
 def encode_texts(cache: Cache, captions: Sequence[str], device: torch.device, stopping: Callable[[], None]) -> None:
-    """Both encoders' last but one hidden state side by side, and the second one's pooled projection, as SDXL is fed."""
-    tokenizers = [cache.base.load(part, None) for part in ("tokenizer", "tokenizer_2")]
-    encoders = [cache.base.load(part, torch.float32).to(device) for part in ("text_encoder", "text_encoder_2")]
+    """Each caption by every encoder that does not learn."""
+    tokenizers = {name: cache.base.load(cache.family.TEXTS[name], None) for name in cache.encoders}
+    encoders = {name: cache.base.load(name, cache.family.text_precision(name, device)).to(device) for name in cache.encoders}
+    limit = max(tokenizer.model_max_length for tokenizer in tokenizers.values())
     shortened = 0
     for caption in counted(captions, "captions", stopping):
-        hidden, pooled = [], None
-        for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-            ids = tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-            result = encoder(ids.to(device), output_hidden_states=True)
-            hidden.append(result.hidden_states[-2][0])
-            pooled = result[0][0]  # of the second encoder: its projected embedding
-        shortened += len(tokenizers[0](caption).input_ids) > 77
-        assert pooled is not None
-        tensors = {"hidden": torch.cat(hidden, dim=-1), "pooled": pooled}
+        tensors = {key: value[0].float() for key, value in cache.family.encode_texts(tokenizers, encoders, [caption]).items()}
+        shortened += all(len(tokenizer(caption).input_ids) > limit for tokenizer in tokenizers.values())
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise BadInput(
                 f"the caption {caption[:60]!r} encodes to values that are not numbers; the base's text encoder is damaged"
             )
         write_entry(cache.text_path(caption), tensors)
     if shortened:
-        print(f"note: {shortened} captions are longer than the 77 tokens SDXL reads; the rest of each is ignored", flush=True)
+        print(
+            f"note: {shortened} captions are longer than the {limit} tokens that are read; the rest of each is ignored",
+            flush=True,
+        )

@@ -1,0 +1,95 @@
+"""The small networks that learn beside the frozen weights: LoRA, DoRA, LoHa and LoKr, on the layers that --targets names.
+
+    attach(family, options)   one adapter on each part that learns; always the same first weights for the same seed
+    layers(part)              the layers that learn, by name
+    tensors / restore         the adapters' weights, as checkpoints keep them
+
+A convolution wider than one pixel takes --conv-rank and --conv-alpha where they are given, which makes a LoRA a LoCon.
+
+Editing rules: adapters are fp32 whatever the frozen weights are; the order of creation decides the first weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+from lora.ends import BadInput
+from lora.family import Family
+from lora.options import Options
+
+ADAPTER = "default"
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def ends_so(name: str, endings: Sequence[str]) -> bool:
+    """Whether a layer's name is one of the endings, or ends with one after a dot."""
+    return any(name == ending or name.endswith("." + ending) for ending in endings)
+
+
+def wide_endings(part: torch.nn.Module, targets: Sequence[str]) -> list[str]:
+    """How the names of those targets end that are convolutions wider than one pixel."""
+    wide = {
+        name.rsplit(".", 1)[-1]
+        for name, module in part.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and max(module.kernel_size) > 1 and ends_so(name, targets)
+    }
+    return sorted(wide)
+
+
+def settings(options: Options, part: torch.nn.Module, targets: Sequence[str], rank: int, alpha: float) -> PeftConfig:
+    """What PEFT is told of one part."""
+    common: dict[str, Any] = {"r": rank, "target_modules": list(targets)}
+    if options.conv_rank and (wide := wide_endings(part, targets)):
+        common["rank_pattern"] = dict.fromkeys(wide, options.conv_rank)
+        common["alpha_pattern"] = dict.fromkeys(wide, options.conv_alpha or alpha * options.conv_rank / rank)
+    match options.network:
+        case "loha":
+            return LoHaConfig(alpha=alpha, **common)
+        case "lokr":
+            return LoKrConfig(alpha=alpha, **common)
+        case network:
+            return LoraConfig(lora_alpha=alpha, use_dora=network == "dora", **common)
+
+
+def attach(family: Family, options: Options) -> None:
+    """Add the adapters; their first weights follow from the seed."""
+    torch.manual_seed(options.seed)
+    for part in family.parts().values():
+        if part is family.net:
+            targets, rank, alpha = family.TARGETS[options.targets], options.rank, options.alpha
+        else:
+            rank = options.text_rank or options.rank
+            targets, alpha = TEXT_TARGETS, options.text_alpha or options.alpha * rank / options.rank
+        if not any(ends_so(name, targets) for name, _ in part.named_modules()):
+            raise BadInput(f"--targets {options.targets}: the base has no layer that ends in {', '.join(targets)}")
+        inject_adapter_in_model(settings(options, part, targets, rank, alpha), part, ADAPTER)
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+
+def layers(part: torch.nn.Module) -> dict[str, Any]:
+    """The layers that learn, by name."""
+    return {name: module for name, module in part.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def tensors(family: Family) -> dict[str, torch.Tensor]:
+    """The adapters' weights; those of a text encoder begin with its name."""
+    found = dict(get_peft_model_state_dict(family.net))
+    for name, encoder in family.encoders.items():
+        found |= {f"{name}:{key}": value for key, value in get_peft_model_state_dict(encoder).items()}
+    return found
+
+
+def restore(family: Family, saved: Mapping[str, torch.Tensor]) -> None:
+    """Put saved weights back."""
+    set_peft_model_state_dict(family.net, {key: value for key, value in saved.items() if ":" not in key})
+    for name, encoder in family.encoders.items():
+        own = {key.removeprefix(f"{name}:"): value for key, value in saved.items() if key.startswith(f"{name}:")}
+        set_peft_model_state_dict(encoder, own)

@@ -1,0 +1,148 @@
+"""Kohya's format: how each kind of adapter is written for ComfyUI, A1111 and sd-scripts, and how they read it.
+
+    tensors(family)   everything of the file, fp16
+    read(tensors)     the update of each layer as those readers compute it
+    grouped(…)        the trained updates under the file's names
+
+A layer of the file may hold several layers of diffusers: FLUX's original has query, key and value in one matrix.
+
+Editing rules: `read` shares nothing with `factors`, so that one checks the other; strengths are folded in so that every reader's
+own scale, alpha over the rank, comes out right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lora.adapters import layers
+from lora.ends import WrongFile
+from lora.family import Family
+
+Tensors = dict[str, torch.Tensor]
+Group = list[tuple[str | None, int]]
+
+
+def balanced(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both made equally large by a power of two: the product is the same, and fp16 holds both well.
+
+    Early in a training one factor is so small that fp16 alone would lose most of it.
+    """
+    sizes = [float(part.abs().max()) for part in (one, other)]
+    shift = round(math.log2(sizes[0] / sizes[1]) / 2) if min(sizes) > 0 else 0
+    return one * 2.0**-shift, other * 2.0**shift
+
+
+def factors(layer: Any) -> Tensors:
+    """One layer's tensors by their names in the file, fp32."""
+    (adapter,) = layer.scaling.keys()
+    scaling, rank = float(layer.scaling[adapter]), int(layer.r[adapter])
+
+    def has(name: str) -> bool:
+        return adapter in getattr(layer, name, ())
+
+    def of(name: str) -> torch.Tensor:
+        found = getattr(layer, name)[adapter]
+        return getattr(found, "weight", found).detach().cpu().float()
+
+    if has("lora_A"):
+        down, up = balanced(of("lora_A"), of("lora_B"))
+        made = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(scaling * rank)}
+        if has("lora_magnitude_vector"):
+            magnitude = of("lora_magnitude_vector").flatten()
+            made["dora_scale"] = magnitude.view(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+        return made
+    if has("hada_w1_a"):
+        made = {"alpha": torch.tensor(scaling * rank)}
+        for number in (1, 2):
+            made[f"hada_w{number}_a"], made[f"hada_w{number}_b"] = balanced(of(f"hada_w{number}_a"), of(f"hada_w{number}_b"))
+        return made
+    if has("lokr_w1"):
+        # Readers scale by alpha over rank or, when both are whole, not at all: with the strength folded in both are 1.
+        first = of("lokr_w1") * scaling
+        if has("lokr_w2"):
+            first, second = balanced(first, of("lokr_w2"))
+            return {"lokr_w1": first, "lokr_w2": second, "alpha": torch.tensor(float(rank))}
+        left, right = balanced(of("lokr_w2_a"), of("lokr_w2_b"))
+        return {"lokr_w1": first, "lokr_w2_a": left, "lokr_w2_b": right, "alpha": torch.tensor(float(rank))}
+    raise WrongFile(f"an adapter of {type(layer).__name__} has no form in kohya's format; this is a defect of the trainer")
+
+
+def delta(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the tensors of one layer add to its weight, (out, in · kernel), as the readers compute it."""
+    found = {key: value.float() for key, value in parts.items()}
+    alpha = float(found["alpha"])
+    if "lora_up.weight" in found:
+        up, down = found["lora_up.weight"].flatten(1), found["lora_down.weight"].flatten(1)
+        return alpha / len(down) * (up @ down)
+    if "hada_w1_a" in found:
+        product = (found["hada_w1_a"] @ found["hada_w1_b"]) * (found["hada_w2_a"] @ found["hada_w2_b"])
+        return alpha / len(found["hada_w1_b"]) * product
+    whole, rank = "lokr_w2" in found, found.get("lokr_w2_b")
+    second = found["lokr_w2"].flatten(1) if rank is None else found["lokr_w2_a"] @ rank.flatten(1)
+    return (1.0 if whole or rank is None else alpha / len(rank)) * torch.kron(found["lokr_w1"], second)
+
+
+def groups(family: Family) -> dict[str, tuple[str, Group]]:
+    """Layer of the file → (part, which of its layers it holds, one below the other, with how many rows; None: none)."""
+    found = {}
+    for component, part in family.parts().items():
+        rows = {name: len(layer.get_base_layer().weight) for name, layer in layers(part).items()}
+        if part is family.net:
+            found |= {key: (component, group) for key, group in family.kohya_groups(rows).items()}
+        else:
+            prefix = family.PREFIXES[component] + "text_model."
+            keys = {(prefix + name.removeprefix("text_model.")).replace(".", "_"): name for name in rows}
+            found |= {key: (component, [(name, rows[name])]) for key, name in keys.items()}
+    return found
+
+
+def joined(members: list[Tensors | None], rows: list[int]) -> Tensors:
+    """Several LoRA layers as one: the downs one below the other, the ups in blocks along the diagonal; equal strengths."""
+    (scale,) = {float(member["alpha"]) / len(member["lora_down.weight"]) for member in members if member}
+    down = torch.cat([member["lora_down.weight"] for member in members if member])
+    up, top, left = torch.zeros(sum(rows), len(down)), 0, 0
+    for member, height in zip(members, rows, strict=True):
+        if member:
+            block = member["lora_up.weight"]
+            up[top : top + height, left : left + block.shape[1]] = block
+            left += block.shape[1]
+        top += height
+    return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(scale * len(down))}
+
+
+def tensors(family: Family) -> Tensors:
+    """All of the file: factors in fp16, and for each layer the alpha that gives the scale it was trained with."""
+    found = {}
+    parts = {component: layers(part) for component, part in family.parts().items()}
+    for key, (component, group) in groups(family).items():
+        members = [factors(parts[component][name]) if name else None for name, _ in group]
+        made = members[0] if len(members) == 1 else joined(members, [rows for _, rows in group])
+        assert made is not None
+        found |= {f"{key}.{suffix}": value if suffix == "alpha" else value.half().contiguous() for suffix, value in made.items()}
+    return found
+
+
+def read(content: Mapping[str, torch.Tensor]) -> Tensors:
+    """The update of each layer of a file; a DoRA layer's own strength is beside it."""
+    by_layer: dict[str, Tensors] = {}
+    for key, value in content.items():
+        layer, suffix = key.split(".", 1)
+        by_layer.setdefault(layer, {})[suffix] = value
+    found = {layer: delta(parts) for layer, parts in by_layer.items()}
+    return found | {f"{layer}.magnitude": p["dora_scale"].flatten().float() for layer, p in by_layer.items() if "dora_scale" in p}
+
+
+def grouped(family: Family, updates: Mapping[str, torch.Tensor]) -> Tensors:
+    """Trained updates under the file's names; layers that the file holds together are one below the other."""
+    found = {}
+    for key, (component, group) in groups(family).items():
+        present = [updates[f"{component}.{name}"] for name, _ in group if name]
+        blank = torch.zeros_like(present[0][:1])
+        found[key] = torch.cat([updates[f"{component}.{name}"] if name else blank.expand(rows, -1) for name, rows in group])
+        if (magnitude := updates.get(f"{component}.{group[0][0]}.magnitude")) is not None:
+            found[f"{key}.magnitude"] = magnitude
+    return found

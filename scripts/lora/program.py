@@ -1,0 +1,106 @@
+"""The course of a trainer's command line, the same for every family.
+
+Reads RT_DATASET, RT_OUTPUT, RT_METRICS, RT_BASE and RT_CACHE where no flag says otherwise. Run the same command again after any
+interruption: it goes on from the newest checkpoint. Needs torch, diffusers, transformers, peft, accelerate, safetensors, pillow,
+numpy; nothing else, and no part of the program that may have sent it here.
+
+In OUTPUT: final/NAME.safetensors (diffusers), final/NAME_kohya.safetensors (ComfyUI and others), final/training.json,
+samples/, checkpoints/, metrics.jsonl, cache/.
+
+Exit codes: 0 done · 2 bad input · 69 the hub cannot be reached · 70 a written LoRA is wrong · 71 out of memory · 74 a file cannot
+be written · 75 interrupted, run again to resume · 76 the loss is no longer a number.
+
+Editing rules: what can be checked without torch is checked before torch is loaded; every foreseen error is one message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from safetensors import SafetensorError
+
+from lora.base import Kind, find
+from lora.data import survey
+from lora.ends import CannotWrite, End, Interrupted
+from lora.options import Options, parse
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One trainer: a family's parts."""
+
+    name: str
+    kind: Kind
+    options: type[Options]
+    family: Callable[[], type]
+    """Loads torch and gives the class that computes."""
+    tiny: str
+    """The script beside the trainers that makes a small base."""
+
+
+class Stop:
+    """Remembers that TERM or INT came; the training looks at it where it can stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends the program at once
+
+    def __call__(self) -> None:
+        if self.asked:
+            raise Interrupted("asked to stop; the work is kept, run the same command again to resume")
+
+
+def smoke_options(tool: Tool, options: Options) -> Options:
+    """Tiny settings over a made-up base and made-up images in a temporary folder."""
+    from PIL import Image
+
+    folder = Path(tempfile.mkdtemp(prefix=f"{tool.name}-smoke-"))
+    maker = Path(__file__).resolve().parent.parent / tool.tiny
+    subprocess.run([sys.executable, str(maker), str(folder / "base")], check=True)
+    (folder / "dataset").mkdir()
+    for number, (colour, name) in enumerate([("red", "red"), ("navy", "blue"), ("olive", "green"), ("gold", "yellow")]):
+        shape = Image.new("RGB", (96 + 32 * (number % 2), 96), colour)
+        shape.paste("white", (24, 24, 72, 72))
+        shape.save(folder / "dataset" / f"{name}.png")
+        (folder / "dataset" / f"{name}.txt").write_text(f"a white square on {name}\n")
+    tiny: dict[str, Any] = {"resolution": 64, "bucket_step": 32, "targets": "locon", "rank": 8, "steps": 20, "lr": 3e-3}
+    tiny |= {"batch_size": 4, "sample_steps": 4, "sample_every": 10, "checkpoint_every": 10, "metrics": "", "cache": ""}
+    tiny |= {place: str(folder / place) for place in ("base", "dataset", "output")}
+    return dataclasses.replace(options, **tiny)
+
+
+def main(tool: Tool) -> int:
+    """Check everything that is cheap to check, then load torch and train."""
+    stop = Stop()
+    options, smoke = parse(sys.argv[1:], os.environ, tool.options)
+    try:
+        options = smoke_options(tool, options) if smoke else options
+        photos, base = survey(options), find(options.base, tool.kind)
+        print(f"{len(photos)} images, base {base.name}", flush=True)
+        stop()
+        from lora.loop import train
+
+        train(options, photos, base, tool.family(), stop)
+    except End as end:
+        print(f"{'stopped' if isinstance(end, Interrupted) else 'error'}: {end}", file=sys.stderr, flush=True)
+        return end.exit_code
+    except (OSError, SafetensorError) as error:
+        print(f"error: {error}; free disk space or fix the permission, then run again to resume", file=sys.stderr, flush=True)
+        return CannotWrite.exit_code
+    return 0
