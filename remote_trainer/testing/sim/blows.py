@@ -119,7 +119,7 @@ class Blows:
         if there := self._world.provider.alive():
             one = self._world.dice.choice(there)
             self._world.note("vanished", one.instance.id)
-            self._world.provider.vanish(one)
+            self._world.provider.lose(one)
 
     def _preempt(self) -> None:
         if there := self._world.provider.alive():

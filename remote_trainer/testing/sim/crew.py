@@ -51,11 +51,13 @@ class SimShop(Shop):
 class Process:
     """One worker process."""
 
+    shop_kind: type[SimShop] = SimShop
+
     def __init__(self, world: World, name: str, spool: Path, *, older: bool) -> None:
         self.line, self.name, self.older = Line(world, name), name, older
         store: Any = StoreLine(self.line, SCHEMA - 1 if older else SCHEMA)
-        driver: Any = SimDriver(self.line)
-        self.shop = SimShop(
+        driver = self._driver(spool)
+        self.shop = self.shop_kind(
             line=self.line,
             store=store,
             writer=Writer(store, self.line.clock),
@@ -71,12 +73,15 @@ class Process:
         reaper = Reaper(self.shop) if world.profile.nets else None
         self.worker = Worker(self.shop, lease_s=LEASE_S, max_jobs=MOST_JOBS, name=name, reaper=reaper)
 
+    def _driver(self, spool: Path) -> Any:
+        return SimDriver(self.line)
+
 
 class Crew:
     """All worker processes: whoever ends is followed by another one."""
 
-    def __init__(self, world: World, spool: Path) -> None:
-        self._world, self._spool = world, spool
+    def __init__(self, world: World, spool: Path, kind: type[Process] = Process) -> None:
+        self._world, self._spool, self._kind = world, spool, kind
         self._hired = 0
         self.alive: list[Process] = []
 
@@ -86,7 +91,7 @@ class Crew:
         self._hired += 1
         if older:
             world.note("older-worker")
-        process = Process(world, f"w{self._hired}", self._spool, older=older)
+        process = self._kind(world, f"w{self._hired}", self._spool, older=older)
         process.line.die = lambda: self.kill(process)
         self.alive.append(process)
         world.say(f"{process.name} begins")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from remote_trainer.testing.vast.faults import MENU
+
 #: Every kind of fault that can be dealt, in words.
 KINDS: dict[str, str] = {
     "worker-dies": "a worker is killed between two effects: before a message, or after it and before the reply",
@@ -45,6 +47,8 @@ KINDS: dict[str, str] = {
     "object-rots": "a bit of an object of an earlier attempt is flipped at rest",
     "step-fails": "the user's program exits non-zero",
     "cancelled": "the user cancels the job, at any time",
+    "create-held-up": "a worker stands still between its last look at the clock and its request to rent",
+    **{f"vastai:{name}": text for name, text in MENU.items()},
 }
 
 
@@ -74,6 +78,7 @@ class Faults:
     exits: float = 0.1  # step runs that end non-zero
     damage: float = 0.03  # files on their way, and objects
     cancels: float = 0.15  # jobs
+    menu: float = 0.0  # requests to Vast.ai that meet something of its menu
     #: How often each kind of blow is dealt, relative to the others.
     weights: tuple[tuple[str, float], ...] = (
         ("worker-dies", 2.0),
@@ -103,6 +108,7 @@ class Profile:
     borrowed: bool = False  # one machine that is lent to us, for all jobs
     nets: bool = False  # the reaper and the dead-man's switch are there
     versions: bool = False  # workers of the previous version are there too
+    vastai: bool = False  # machines are rented at the simulated Vast.ai, by its real driver
 
 
 NOTHING = Faults(
@@ -130,6 +136,9 @@ BARE = Faults()
 #: Everything: what cannot be survived without the nets, too.
 EVERYTHING = replace(BARE, late_creates=0.1, resurrections=0.1, exodus=0.03)
 
+#: Vast.ai has its own ways to go wrong: ``vastworld``.
+AT_VAST = replace(BARE, menu=0.06, weights=(*BARE.weights, ("vastai-run", 2.0), ("vastai-credit", 0.2), ("vastai-revoked", 0.3)))
+
 PROFILES: dict[str, Profile] = {
     each.name: each
     for each in (
@@ -138,6 +147,20 @@ PROFILES: dict[str, Profile] = {
         Profile(name="nets", about="everything, with reaper and dead-man's switch", faults=EVERYTHING, share=7, nets=True),
         Profile(name="borrowed", about="one borrowed machine for all jobs", faults=BARE, share=3, borrowed=True),
         Profile(name="versions", about="two versions of the worker side by side", faults=BARE, share=2, versions=True),
+        Profile(
+            name="vastai", about="rented at the simulated Vast.ai by its driver, no reaper", faults=AT_VAST, share=0, vastai=True
+        ),
+        Profile(
+            name="vastai-nets",
+            about="the same with the reaper, and with lives in which all workers are gone for hours",
+            faults=replace(AT_VAST, exodus=0.03),
+            share=0,
+            vastai=True,
+            nets=True,
+        ),
+        Profile(
+            name="vastai-calm", about="rented at the simulated Vast.ai, nothing goes wrong", faults=NOTHING, share=0, vastai=True
+        ),
     )
 }
 

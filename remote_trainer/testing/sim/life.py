@@ -28,10 +28,12 @@ from remote_trainer.model import (
     Retries,
 )
 from remote_trainer.testing.sim.blows import Blows
-from remote_trainer.testing.sim.crew import Crew
+from remote_trainer.testing.sim.crew import Crew, Process
 from remote_trainer.testing.sim.faults import Profile, profile_of
 from remote_trainer.testing.sim.host import LAST
 from remote_trainer.testing.sim.loop import EPOCH, VirtualLoop
+from remote_trainer.testing.sim.vastworker import VastProcess
+from remote_trainer.testing.sim.vastworld import VastBlows, VastWorld
 from remote_trainer.testing.sim.world import World
 
 #: A life must be over so long after the last fault: three attempts with all their timeouts, and the longest time a host is cut off.
@@ -58,7 +60,7 @@ def live(seed: int, profile: Profile | None = None, *, tell: bool = False) -> Li
     profile = profile or profile_of(seed)
     random.seed(seed)  # the runner's jitter
     loop = VirtualLoop()  # type: ignore[abstract]  # it has what the workers use
-    world = World(seed, profile, loop, tell=tell)
+    world = (VastWorld if profile.vastai else World)(seed, profile, loop, tell=tell)
     spool = Path(tempfile.mkdtemp(prefix="remote-trainer-sim-", dir=_MEMORY if _MEMORY.is_dir() else None))
     broken = ""
     try:
@@ -73,17 +75,19 @@ def live(seed: int, profile: Profile | None = None, *, tell: bool = False) -> Li
 
 
 async def _live(world: World, spool: Path) -> None:
-    crew = Crew(world, spool)
+    crew = Crew(world, spool, VastProcess if isinstance(world, VastWorld) else Process)
     jobs = [a_job(world, number) for number in range(1, world.dice.choice(world.profile.jobs) + 1)]
     for job in jobs:
         world.store.submit(job)
     for number in range(world.dice.choice((2, 2, 2, 3))):
         crew.hire(older=world.profile.versions and number == 1)
-    Blows(world, crew).begin([job.id for job in jobs])
+    blows = VastBlows(world, crew) if isinstance(world, VastWorld) else Blows(world, crew)
+    blows.begin([job.id for job in jobs])
     try:
         async with asyncio.timeout(world.quiet_s + world.exodus_s + PATIENCE_S):
             await world.over.wait()
             await _nothing_left(world)
+        world.check_end()
     except TimeoutError:
         row = next(row for row in world.store.rows.values() if not row.job.phase.terminal)
         raise world.broken(

@@ -11,13 +11,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from remote_trainer.errors import RemoteTrainerError
 from remote_trainer.testing.sim.loop import EPOCH, Being
 from remote_trainer.testing.sim.world import World
 from remote_trainer.worker.clock import SystemClock
 
 T = TypeVar("T")
-Raises = Callable[[str], RemoteTrainerError]
+Raises = Callable[[str], Exception]
 
 #: Of the answers to questions: most come as fast as that, since a life asks a thousand times.
 _AT_ONCE = 0.75
@@ -31,9 +30,10 @@ class Line:
         self.being = Being()
         self.die: Callable[[], None] = self.being.die
         self.skew_s = world.dice.uniform(-3600, 3600) if world.deal("clock-skew", world.faults.wrong_clocks) else 0.0
-        self.clock = SystemClock(wall=self._wall, elapsed=world.loop.time)
+        self.clock = SystemClock(wall=self.wall, elapsed=world.loop.time)
 
-    def _wall(self) -> float:
+    def wall(self) -> float:
+        """Return what the process takes for the time, seconds since the epoch."""
         return EPOCH.timestamp() + self.world.loop.now + self.skew_s
 
     def pause(self) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from remote_trainer.testing.sim.machine import File, StepProcess
     from remote_trainer.testing.sim.provider import Rented
     from remote_trainer.testing.sim.store import Row
+    from remote_trainer.testing.sim.vastservice import Rental
     from remote_trainer.testing.sim.world import World
 
 #: How long the reaper may take: its patience, outages of the provider, workers that are away, destroys that are forgotten.
@@ -62,7 +63,7 @@ class Promises:
         if not self._world.profile.nets and any(one.instance.label == label for one in self._world.provider.alive()):
             raise self._world.broken(f"{label} is rented twice at a time")
 
-    def destroyed(self, one: Rented) -> None:
+    def destroyed(self, one: Rented | Rental) -> None:
         """A request to destroy takes effect: never of what a live attempt still works on."""
         self._count("money")
         label = one.instance.label

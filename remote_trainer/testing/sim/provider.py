@@ -103,7 +103,7 @@ class Provider:
         one.stopped_at = self._world.now
         one.machine.vanish()
 
-    def vanish(self, one: Rented) -> None:
+    def lose(self, one: Rented) -> None:
         """Lose an instance without a word."""
         self._end(one, self._world.now)
 

@@ -43,8 +43,15 @@ class World:
         self.promises = Promises(self)
         self.store = SimStore(self)
         self.bucket = Bucket(self)
-        self.provider = Provider(self)
+        self.provider = self.make_provider()
         self.own = Machine(self, "own") if profile.borrowed else None
+
+    def make_provider(self) -> Provider:
+        """Return where machines are rented."""
+        return Provider(self)
+
+    def check_end(self) -> None:
+        """Look at what only the end of a life shows."""
 
     @property
     def now(self) -> float:

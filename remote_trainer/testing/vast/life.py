@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remote_trainer.testing.vast.doors import DOORS, LATE_BANNER, Door
+from remote_trainer.testing.vast.doors import DOORS, LATE_BANNER
 from remote_trainer.testing.vast.faults import Armed
 from remote_trainer.testing.vast.instances import MESSAGES, Instance, Step
 from remote_trainer.testing.vast.machines import Harm
@@ -88,7 +88,7 @@ def _running(sim: Provider, instance: Instance, now: float) -> None:
         instance.message = f"Error response from daemon: {error}"
         return
     instance.suffered.clear()
-    instance.address, instance.fault_s = _entrance(instance, now), None
+    instance.address, instance.fault_s = _entrance(sim, instance, now), None
     instance.actual, instance.current, instance.running_since = "running", "running", now
     instance.message = f"success, running {instance.body.get('image')}/ssh"
     if instance.fault == "boot-gpu-missing":
@@ -96,7 +96,7 @@ def _running(sim: Provider, instance: Instance, now: float) -> None:
     sim.note("running", instance)
 
 
-def _entrance(instance: Instance, now: float) -> tuple[str, int]:
+def _entrance(sim: Provider, instance: Instance, now: float) -> tuple[str, int]:
     """Return where clients find the machine, and schedule when what is wrong there ends."""
     assert instance.machine is not None
     address = instance.machine.result()
@@ -105,7 +105,7 @@ def _entrance(instance: Instance, now: float) -> tuple[str, int]:
     if instance.fault not in DOORS:
         return address
     lasts_s = _LATE_BANNER_S if instance.fault == LATE_BANNER and instance.fault_s is None else instance.fault_s
-    instance.door = Door(instance.fault, address)
+    instance.door = sim.door(instance.fault, address)
     instance.fault = ""  # the next boot has no door
     if lasts_s is not None:
         instance.schedule(now + lasts_s, Step.OPEN)

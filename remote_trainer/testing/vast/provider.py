@@ -15,9 +15,10 @@ from typing import Any
 from remote_trainer.testing.vast import life
 from remote_trainer.testing.vast.account import Account
 from remote_trainer.testing.vast.clock import RunningClock, SimClock
+from remote_trainer.testing.vast.doors import Door
 from remote_trainer.testing.vast.faults import Armed, Faults
 from remote_trainer.testing.vast.instances import QUICK, Instance, Step, Timings
-from remote_trainer.testing.vast.machines import Hands, Machines, NoMachines, Order
+from remote_trainer.testing.vast.machines import Address, Hands, Machines, NoMachines, Order
 from remote_trainer.testing.vast.market import Market
 from remote_trainer.testing.vast.record import Entry, Record
 from remote_trainer.testing.vast.reply import refusal
@@ -127,6 +128,10 @@ class Provider:
             files={".vast_api_key": instance.api_key, ".vast_containerlabel": f"C.{instance.id}"},
             gpus=gpus,
         )
+
+    def door(self, how: str, address: Address) -> Door:
+        """Return a way in that does not open."""
+        return Door(how, address)
 
     def note(self, what: str, instance: Instance, detail: str = "") -> None:
         """Keep what happened."""
