@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from remote_trainer.testing.openssh import new_key
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.instances import Timings
 from remote_trainer.testing.vast.server import SimVast
 from tests.support.containers import Fleet
 from tests.support.rentedhosts import ContainerMachines
 from tests.support.rig import wait_for
-from tests.support.sshtarget import new_key
 
 _AT_ONCE = Timings(scheduled_s=0.01, created_s=0.01, loading_s=0.01, reboot_s=0.1, destroy_s=0.01)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from remote_trainer.testing.openssh import new_key
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.clock import RunningClock
 from remote_trainer.testing.vast.instances import Instance, Timings
@@ -23,7 +24,6 @@ from remote_trainer.testing.vast.local import LocalMachines
 from remote_trainer.testing.vast.routes import Request
 from remote_trainer.testing.vast.server import SimVast
 from tests.support.rig import wait_for
-from tests.support.sshtarget import new_key
 
 pytestmark = pytest.mark.sshd
 

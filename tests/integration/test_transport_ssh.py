@@ -14,9 +14,9 @@ import pytest
 from remote_trainer.errors import HostKeyMismatch, HostUnreachable
 from remote_trainer.ports import DriverSettings
 from remote_trainer.testing.netfault import Link
+from remote_trainer.testing.openssh import new_key
 from remote_trainer.transport.ssh import SshTransport, streams_for
 from tests.support.sshd import SshdServer
-from tests.support.sshtarget import new_key
 
 KEEPALIVE_S = 0.3
 

@@ -5,12 +5,11 @@ Rules for editing: one key pair lets in, one key pair proves the host; both lie 
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from remote_trainer.testing import openssh
 
 
 @dataclass
@@ -52,21 +51,12 @@ class SshTarget:
 
     def answers(self) -> bool:
         """Whether an SSH server greets at the address."""
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1) as connection:
-            return connection.recv(4) == b"SSH-"
-        return False
+        return openssh.greets(self.host, self.port)
 
 
 def make_keys(folder: Path) -> None:
     """The two key pairs; the client's public key is also the list of those let in."""
     folder.mkdir(parents=True, exist_ok=True)
-    new_key(folder / "host_key")
-    new_key(folder / "client_key")
+    openssh.new_key(folder / "host_key")
+    openssh.new_key(folder / "client_key", "test")
     shutil.copy(folder / "client_key.pub", folder / "authorized_keys")
-
-
-def new_key(path: Path) -> None:
-    """An ed25519 pair at `path` and `path.pub`, in place of what is there."""
-    for old in (path, path.with_suffix(".pub")):
-        old.unlink(missing_ok=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)], check=True, timeout=20)
