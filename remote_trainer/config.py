@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -47,8 +48,13 @@ def _split(value: Any) -> Any:
     return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
 
+def _words(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 SearchPath = Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(_split)]
+Command = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -149,6 +155,10 @@ class Settings(BaseSettings):
     collect_interval_s: Seconds = Field(default=10.0, description="how often settled files of a running job are fetched")
     limits: LimitSettings = LimitSettings()
 
+    alarm_command: Command = Field(
+        default=(),
+        description="command with its arguments, run with an alarm as JSON on its stdin: a list, or one line as for a shell",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severity that is logged")
     log_format: Literal["auto", "json", "text"] = Field(default="auto", description="`auto`: text on a terminal, else JSON lines")
 

@@ -118,6 +118,7 @@ def _document(app: App, holding: Holding) -> dict[str, Any]:
         "created_at": created.isoformat() if created else None,
         "age_s": round((app.clock.now() - created).total_seconds()) if created else None,
         "claimed": holding.claimed,
+        "alarm": holding.overdue or holding.due(app.clock.now()),
         "why": holding.why,
     }
 
@@ -131,6 +132,11 @@ def _show(rows: list[dict[str, Any]], seen: Holdings) -> None:
     nobodys = sum(not row["claimed"] for row in rows)
     hourly = sum((Decimal(row["price_per_hour_usd"]) for row in rows), Decimal(0))
     out.line(f"{out.plural(len(rows), 'instance')} at {', '.join(seen.drivers) or 'no driver'}, {hourly:.3f} $/h")
+    overdue = [row["id"] for row in rows if row["alarm"] and row["claimed"]]
+    if overdue:
+        out.line(
+            f"ALARM: not gone although their end is asked for again and again: {', '.join(overdue)}; destroy them at the provider"
+        )
     if nobodys:
         out.line(f"{nobodys} of them nobody's: every worker gives such back after a while, and so does: remote-trainer reap")
 

@@ -13,7 +13,7 @@ class Event:
     """Something that happened to a job. ``seq`` is given by the store and grows within a job."""
 
     at: datetime
-    kind: str  # "phase", "effect", "fault", "note", "cancel", …
+    kind: str  # "phase", "effect", "fault", "note", "cancel", "alarm", …
     message: str
     data: Mapping[str, Any] = field(default_factory=dict)
     seq: int = 0

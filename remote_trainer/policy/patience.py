@@ -19,6 +19,8 @@ class Policy:
     """The patience of one installation; seconds throughout."""
 
     provision_timeout_s: float = 1800.0  # until a rented machine must be usable; a borrowed one has until the job's limits
+    max_provisioning: int = 12  # so often in a row a machine may be tried to get in vain; no seconds, but patience too
+    capacity_retry_s: float = 60.0  # between two looks for a machine where there was none
     key_grace_s: float = 180.0  # a rented machine that is up may refuse our key for that long: it is told of it late
     silence_s: float = 300.0  # one that takes no connection for that long, while its provider answers, is changed for another one
     knock_max_s: float = 3.0  # between two logins to a rented machine that is being set up: it is paid for already
@@ -27,6 +29,7 @@ class Policy:
     fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left
     fetch_overtime_s: float = 3600.0  # for results of a rented machine once a limit of the job is reached
     stop_timeout_s: float = 900.0  # after a step's own grace: a host that does not confirm its end by then is given up
+    alarm_after_s: float = 300.0  # a rented machine that is not gone so long after its end was due is worth waking somebody
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
     gone_confirm_s: float = 20.0  # for so long listings must lack a rented instance before it counts as gone
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well

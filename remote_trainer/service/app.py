@@ -56,4 +56,5 @@ class App:
             cache_dir=settings.cache_dir,
             spool_dir=settings.state_dir / "spool",
             collect_interval_s=settings.collect_interval_s,
+            alarm_command=settings.alarm_command,
         )

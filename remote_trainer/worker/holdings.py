@@ -17,6 +17,7 @@ from remote_trainer.lifecycle import attempt_of, job_of
 from remote_trainer.model import Instance, Job, JobId
 from remote_trainer.policy import Policy, Unclaimed, unclaimed
 from remote_trainer.ports import Driver, JobQuery
+from remote_trainer.worker.alarm import unreturned
 from remote_trainer.worker.shop import Shop
 
 _JOBS = 500  # drivers are learnt from so many of the newest jobs
@@ -34,6 +35,7 @@ class Holding:
     why: str
     since: datetime | None = None  # when it became nobody's, as far as the job tells
     grace_s: float = 0.0  # how long it must be nobody's before it is destroyed
+    overdue: bool = False  # claimed, and should long be gone
 
     def due(self, now: datetime) -> bool:
         """Is it certain from the job alone that it has been nobody's for as long as it must?"""
@@ -47,16 +49,17 @@ async def learn_drivers(shop: Shop) -> Mapping[str, str]:
     """
     faults: dict[str, str] = {}
     for job in (await shop.store.find(JobQuery(limit=_JOBS))).jobs:
-        try:
-            shop.driver(job.driver, job.driver_options)
-        except UsageError as error:
-            if _may_have_rented(job):
-                faults[job.driver] = str(error)
+        for index, place in enumerate(job.places):
+            try:
+                shop.driver(place.driver, place.options)
+            except UsageError as error:
+                if _may_have_rented(job, index):
+                    faults[place.driver] = str(error)
     return faults
 
 
-def _may_have_rented(job: Job) -> bool:
-    asked = (attempt for attempt in job.attempts if attempt.requested_at is not None)
+def _may_have_rented(job: Job, place: int) -> bool:
+    asked = (attempt for attempt in job.attempts if attempt.requested_at is not None and attempt.place == place)
     return any(attempt.instance is None or not attempt.instance.borrowed for attempt in asked)
 
 
@@ -79,7 +82,8 @@ async def judge(shop: Shop, driver: Driver, instance: Instance) -> Holding:
     except DocumentTooNew:
         why = "in doubt: its job was written by a newer version"
         return Holding(driver=driver, instance=instance, job_id=job_id, attempt=number, claimed=True, why=why)
-    verdict = unclaimed(job, instance.label, shop.clock.now(), shop.policy)
+    now = shop.clock.now()
+    verdict = unclaimed(job, instance.label, now, shop.policy)
     return Holding(
         driver=driver,
         instance=instance,
@@ -89,6 +93,7 @@ async def judge(shop: Shop, driver: Driver, instance: Instance) -> Holding:
         why=_why(job_id, job, verdict),
         since=verdict.since if verdict else None,
         grace_s=_grace_s(job, shop.policy),
+        overdue=verdict is None and job is not None and unreturned(job, now, shop.policy.alarm_after_s) is not None,
     )
 
 

@@ -16,6 +16,7 @@ from remote_trainer.errors import LeaseLost, RemoteTrainerError, StoreUnavailabl
 from remote_trainer.model import Event, JobId, Lease, Token
 from remote_trainer.policy import backoff_s
 from remote_trainer.ports import Change
+from remote_trainer.worker.alarm import unreturned
 from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.notify import notify, watchdog_s
 from remote_trainer.worker.reaper import Reaper
@@ -27,6 +28,8 @@ _log = log.get()
 
 #: Wakes of the store within that time are answered together: another worker's writes wake us too.
 _WAKE_GAP_S = 0.02
+#: How often is looked for machines that should be gone.
+_ALARM_EVERY_S = 15.0
 #: How often workers of this machine are looked at: one that died need not cost its jobs a whole lease.
 _NEIGHBOURS_S = 1.0
 
@@ -58,6 +61,7 @@ class Worker:
             asyncio.create_task(self._heartbeat(), name="heartbeat"),
             asyncio.create_task(self._intake(), name="intake"),
             asyncio.create_task(self._wakes(), name="wakes"),
+            asyncio.create_task(self._alarms(), name="alarms"),
         }
         if self._reaper is not None:
             sides.add(asyncio.create_task(self._reaper.run(), name="reaper"))
@@ -135,11 +139,11 @@ class Worker:
     def _adopt(self, lease: Lease) -> None:
         job_id = lease.job.id
         try:
-            driver = self._shop.driver(lease.job.driver, lease.job.driver_options)
+            self._shop.driver(lease.job.place.driver, lease.job.place.options)
         except RemoteTrainerError as error:
             _log.error("training.worker", action="no_driver", job=job_id, error=str(error))
             return  # the lease runs out by itself: a worker that knows the driver may be there
-        runner = JobRunner(lease, self._shop, driver)
+        runner = JobRunner(lease, self._shop)
         self._runners[job_id] = runner
         self._tasks[job_id] = asyncio.create_task(self._drive(runner), name=f"job:{job_id}")
 
@@ -219,6 +223,19 @@ class Worker:
                 since = loop.time()
             await self._shop.clock.sleep(min(1.0, seconds / 4))
         self.stop()
+
+    # -- telling
+
+    async def _alarms(self) -> None:
+        """Tell of machines that should be gone: whatever keeps them, a provider that answers nothing included."""
+        while True:
+            await self._shop.clock.sleep(_ALARM_EVERY_S)
+            now = self._shop.clock.now()
+            for runner in tuple(self._runners.values()):
+                cause = unreturned(runner.job, now, self._shop.policy.alarm_after_s)
+                if cause is not None and self._shop.alarm.ring(cause):
+                    event = Event(at=now, kind="alarm", message=cause.message, data=dict(cause.data))
+                    self._shop.writer.put(Change(job_id=runner.job.id, token=runner.token, events=(event,)))
 
     # -- letting go
 

@@ -14,6 +14,7 @@ from remote_trainer import log
 from remote_trainer.errors import DocumentTooNew, StoreUnavailable
 from remote_trainer.model import Instance
 from remote_trainer.ports import Driver
+from remote_trainer.worker.alarm import Cause
 from remote_trainer.worker.holdings import Holding, learn_drivers, look, renting
 from remote_trainer.worker.shop import Shop
 
@@ -55,6 +56,7 @@ class Reaper:
 
     async def _gave_back(self, holding: Holding) -> bool:
         """Ask for one machine's end; the others are asked for all the same, and this one with the next sweep."""
+        self._shop.alarm.ring(_nobodys(holding))
         try:
             await give_back(holding)
         except Exception as error:  # noqa: BLE001 - as above
@@ -77,6 +79,19 @@ class Reaper:
         since = {each.instance.id: known.get(each.instance.id, now) for each in found if not each.claimed}
         self._unclaimed[id(driver)] = since
         return [each for each in found if not each.claimed and now - since[each.instance.id] >= each.grace_s]
+
+
+def _nobodys(holding: Holding) -> Cause:
+    instance = holding.instance
+    return Cause(
+        kind="unclaimed",
+        subject=instance.label,
+        message=(
+            f"instance {instance.id} ({instance.label}) is rented and nobody's: {holding.why}. Its end is asked for until it is gone; "
+            "if it stays, destroy it at the provider"
+        ),
+        data=(("job", holding.job_id), ("instance", instance.id), ("driver", holding.driver.name)),
+    )
 
 
 async def give_back(holding: Holding) -> None:

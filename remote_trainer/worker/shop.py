@@ -19,6 +19,7 @@ from remote_trainer.lifecycle import prefix_of
 from remote_trainer.model import HostFacts, Instance
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
+from remote_trainer.worker.alarm import Alarm
 from remote_trainer.worker.listing import Listing
 from remote_trainer.worker.market import Market
 from remote_trainer.worker.writer import Writer
@@ -41,7 +42,9 @@ class Shop:
     cache_dir: Path  # packed inputs
     spool_dir: Path  # artifacts on their way from a host to the object store
     collect_interval_s: float = 10.0
+    alarm_command: Sequence[str] = ()
     market: Market = field(init=False)
+    alarm: Alarm = field(init=False)
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _listings: dict[int, Listing] = field(default_factory=dict)  # by driver, each of which lives as long as this
     # By transport, which each host holds on to. A rented one is remembered as long as somebody holds it: its machine goes, others come.
@@ -52,6 +55,7 @@ class Shop:
 
     def __post_init__(self) -> None:
         self.market = Market(self.store, self.clock)
+        self.alarm = Alarm(self.clock, self.deployment, self.alarm_command)
 
     def drivers(self) -> Sequence[Driver]:
         """Return every driver that was asked for so far."""
@@ -93,7 +97,8 @@ class Shop:
         self._facts.pop(host, None)
 
     async def close(self) -> None:
-        """Close every driver."""
+        """Close every driver; what an alarm tells is told first."""
+        await self.alarm.close()
         for driver in self._drivers.values():
             await driver.close()
         self._drivers.clear()

@@ -18,7 +18,7 @@ from remote_trainer.cli import guard, main
 from remote_trainer.cli import rented as commands
 from remote_trainer.config import load
 from remote_trainer.drivers.vastai import pace
-from remote_trainer.model import Attempt, Job, JobId, Offer, Phase, Reason
+from remote_trainer.model import Attempt, Job, JobId, Offer, Phase, Reason, Verdict
 from remote_trainer.ports import Change
 from remote_trainer.service.app import App
 from remote_trainer.service.submit import Order, draft
@@ -116,6 +116,15 @@ def on_vast(job_id: str, phase: Phase, **changes: Any) -> Job:
 
 ALIVE = on_vast("alive", Phase.EXECUTING)
 ENDED = on_vast("ended", Phase.FAILED, finished_at=NOW - timedelta(minutes=10))
+_STAYS = Attempt(
+    number=1,
+    label=label("stays"),
+    started_at=NOW,
+    requested_at=NOW,
+    releasing_at=NOW - timedelta(minutes=6),
+    verdict=Verdict.SUCCEEDED,
+)
+STAYS = on_vast("stays", Phase.RELEASING, attempts=(_STAYS,))
 FRESH = on_vast("fresh", Phase.DONE)
 STRANGER = "rt-other0-jalive-a1"
 EVERYTHING = (label("alive"), label("ended"), label("fresh"), label("unknown"), STRANGER)
@@ -155,6 +164,17 @@ def test_instances_in_words(full: Office) -> None:
     code, shown, _ = full.run("instances")
     assert code == 0
     assert label("ended") in shown and "4 instances at vastai" in shown and "3 of them nobody's" in shown
+
+
+def test_instances_tells_what_should_be_gone(office: Office) -> None:
+    """A machine whose end was due minutes ago, and one that has been nobody's for long enough, are worth an alarm; others are not."""
+    office.store(ALIVE, ENDED, STAYS)
+    office.rent(*(label(name) for name in ("alive", "ended", "stays")))
+    rows = {row["job"]: row for row in office.document("instances")["instances"]}
+    assert {name: row["alarm"] for name, row in rows.items()} == {"alive": False, "ended": True, "stays": True}
+    assert (
+        f"ALARM: not gone although their end is asked for again and again: {rows['stays']['id']};" in office.run("instances")[1]
+    )
 
 
 def test_without_jobs_that_rented_nothing_is_asked(office: Office) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from remote_trainer.errors import ConfigError, DocumentTooNew, NotFound, RemoteTrainerError, StoreUnavailable, Transient
 from remote_trainer.model import Attempt, Instance, Job, JobId, Limits, Phase
@@ -110,6 +111,17 @@ async def test_it_is_asked_for_until_the_listing_agrees() -> None:
     for _ in range(3):
         await sweeper.sweep()
     assert provider.destroyed == [OURS] * 3
+
+
+async def test_what_is_nobodys_is_worth_an_alarm() -> None:
+    """It is told which machine, and why nobody claims it: once, however many sweeps it takes."""
+    with capture_logs() as lines:
+        sweeper = reaper(Provider(OURS), Jobs(replace(running(), phase=Phase.DONE)))
+        for _ in range(3):
+            await sweeper.sweep()
+    rung = [line for line in lines if line["action"] == "alarm"]
+    assert [(line["kind"], line["instance"], line["job"]) for line in rung] == [("unclaimed", "i0", "j1")]
+    assert "its job has ended" in rung[0]["message"]
 
 
 async def test_nothing_is_returned_before_its_grace_is_over() -> None:
