@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 
 from remote_trainer.model import Checkpoint, HostFacts, Instance, Manifest, Offer, Reason
@@ -23,14 +24,18 @@ from remote_trainer.ports import StepStatus
 
 @dataclass(frozen=True, slots=True)
 class ChooseOffer:
-    """Ask the driver what there is and pick one. Fills ``offer``."""
+    """Ask the drivers of the job's places what there is and pick. Fills ``offer``, ``rivals``, ``place``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Rent the attempt's offer under its label: at most one request. Fills ``created`` (a hint) or nothing."""
+    """Rent the attempt's offer, or its rival of that number, under its label: at most one request.
+
+    Fills ``created`` (a hint), ``refused``, ``unsent``, or nothing.
+    """
 
     label: str
+    number: int = 0  # 0: the offer; n: the n-th of its rivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,28 @@ class FindInstance:
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """Let the provider end the attempt's instance by itself soon after ``until``, should all of us be gone. Fills ``guarded``."""
+class Trace:
+    """Look an unsure request up in the provider's own records. Fills ``traced``. ``after`` is the time of the last look."""
 
     label: str
+    after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Let the provider end an instance by itself soon after ``until``, should all of us be gone. Fills ``guarded``."""
+
+    label: str
+    instance_id: str
     until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """Bid so much for the attempt's spot machine, US dollars an hour without its disk. Fills ``bid``."""
+
+    label: str
+    price: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +151,9 @@ Effect = (
     ChooseOffer
     | Create
     | FindInstance
+    | Trace
     | Guard
+    | Bid
     | PrepareHost
     | ShipInputs
     | FindCheckpoint
@@ -167,6 +191,11 @@ class Trouble:
     alike_since: datetime | None = None
     retry_after_s: float | None = None  # the other side's own wish
 
+    @property
+    def passes(self) -> bool:
+        """May repetition mend it?"""
+        return self.severity is Severity.RETRY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
@@ -183,13 +212,20 @@ class Seen:
     since: datetime  # when this worker took the job, by its own clock
     broken: str = ""  # a bug of ours that keeps the job from being moved by its rules
     offer: Offer | None = None
-    created: Instance | None = None  # the reply to Create
-    creating: bool = False  # a Create of ours is under way
-    answered_at: datetime | None = None  # when it ended, well or not
+    rivals: tuple[Offer, ...] = ()  # to be rented with it
+    place: int = 0  # where they are
+    created: Mapping[int, Instance] = field(default_factory=dict)  # replies to Create, by its number
+    creating: frozenset[int] = frozenset()  # such requests of ours that are under way
+    refused: frozenset[int] = frozenset()  # that made nothing: the offer is gone, or not for us
+    unsent: frozenset[int] = frozenset()  # that made nothing, and the offer may still be there
+    answered_at: datetime | None = None  # when the last one ended, well or not
     instances: tuple[Instance, ...] | None = None
     instances_at: datetime | None = None
     missing_since: datetime | None = None  # since when each listing has lacked our instance
-    guarded: bool = False
+    traced: tuple[Instance, ...] | None = None
+    traced_at: datetime | None = None
+    guarded: frozenset[str] = frozenset()  # instances
+    bid: Decimal | None = None  # that the provider has accepted from this worker
     host: HostFacts | None = None
     resume: Checkpoint | None = None
     resume_known: bool = False

@@ -6,7 +6,8 @@ are wished for now. Wishes are repeated until ``Seen`` shows them fulfilled; not
 
 The one effect that is not repeated is ``Create``: it goes out only with the very decision that saves ``requested_at``, after that save;
 the shell notes ``Seen.creating`` with it. Whoever finds ``requested_at`` saved and no instance looks for the label instead, and asks
-anew only when the provider has shown that there is none (``visibility_lag_s`` over, complete listing).
+anew only when the answers, or the provider, have shown that there is none (``visibility_lag_s`` over, complete listing, and the
+provider's records where it keeps any). A race sends several requests with that decision, all under the attempt's label.
 
 Cancelling: a wish that the store accepted ends in CANCELLED, whatever else happens, and what there is of artifacts is kept. (A wish
 that arrives while the save that ends the job is on its way finds the job ended.)
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from remote_trainer.lifecycle.renting import provisioning, queued, releasing, transferring
+from remote_trainer.lifecycle.machines import listed
+from remote_trainer.lifecycle.renting import provisioning, queued, transferring
+from remote_trainer.lifecycle.returning import releasing
 from remote_trainer.lifecycle.rules import (
     TRANSITIONS,
     Decision,
@@ -29,7 +32,6 @@ from remote_trainer.lifecycle.rules import (
     forget,
     job_of,
     label_of,
-    listed,
     prefix_of,
     standing,
 )

@@ -10,9 +10,8 @@ from datetime import datetime, timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import (
-    Destroy,
     Effect,
-    FindInstance,
+    PrepareHost,
     Seen,
     Severity,
     Trouble,
@@ -20,8 +19,6 @@ from remote_trainer.effects import (
 from remote_trainer.errors import InvariantBroken
 from remote_trainer.model import (
     Attempt,
-    Instance,
-    InstanceState,
     Job,
     JobId,
     Phase,
@@ -33,7 +30,7 @@ from remote_trainer.ports import Abilities
 
 P = Phase
 
-_DOUBT_S = 5.0  # between two looks at a listing that lacked our instance
+DOUBT_S = 5.0  # between two looks at a listing that lacked our instance
 
 #: Every legal move and what causes it. docs/lifecycle.md is made from this table.
 TRANSITIONS: dict[tuple[Phase, Phase], str] = {
@@ -179,21 +176,20 @@ def overrun(job: Job, moment: Moment) -> tuple[Reason, str] | None:
 
 def forget(seen: Seen, before: Job, after: Job, now: datetime) -> Seen:
     """Return what is still worth knowing once a job was saved so."""
-    if len(after.attempts) != len(before.attempts):
+    if len(after.attempts) != len(before.attempts) or after.attempt is None or before.attempt is None:
         # What was seen of the last attempt says nothing of this one: another host, other steps of the same names.
-        return Seen(since=now)
+        return Seen(since=now) if after.attempts != before.attempts else seen
     if after.phase is P.RELEASING and before.phase is not P.RELEASING:
         # The listing that made an instance pass for gone is not the one that ends the job.
-        return replace(seen, instances=None, instances_at=None, missing_since=None)
+        return replace(seen, instances=None, instances_at=None, missing_since=None, traced_at=None)
+    if before.attempt.requested_at is not None and after.attempt.requested_at is None:
+        # What was asked for made nothing: everything about it is the past, but for how often that went wrong.
+        fresh = Seen(since=seen.since, answered_at=seen.answered_at)
+        return replace(fresh, troubles={kind: known for kind, known in seen.troubles.items() if kind is not PrepareHost})
+    mine, was = after.attempt.instance, before.attempt.instance
+    if was is not None and mine is not None and mine.id != was.id:
+        return replace(seen, host=None, missing_since=None).with_trouble(PrepareHost, None)
     return seen
-
-
-def listed(seen: Seen, job: Job, found: tuple[Instance, ...], asked_at: datetime) -> Seen:
-    """Return what a complete listing of our label adds to what was seen."""
-    mine = job.attempt.instance if job.attempt is not None else None
-    lacks = mine is not None and all(one.id != mine.id for one in found)
-    since = (seen.missing_since or asked_at) if lacks else None
-    return replace(seen, instances=found, instances_at=asked_at, missing_since=since)
 
 
 def standing(job: Job, moment: Moment) -> Decision:
@@ -221,64 +217,9 @@ def verdict_of(trouble: Trouble) -> Verdict:
     return Verdict.FAILED if trouble.severity is Severity.FATAL else Verdict.LOST
 
 
-def ours(job: Job, moment: Moment) -> Instance | None:
-    """Return our instance as the newest listing shows it, None if that is unknown or it is not listed."""
-    mine = current(job).instance
-    return next((found for found in moment.seen.instances or () if mine is not None and found.id == mine.id), None)
-
-
-def settled_at(moment: Moment) -> datetime:
-    """Return from when on a listing shows whatever the attempt's request may have made.
-
-    Counted on this worker's clock alone, since another one's may go wrong: from the answer to its own request, or from when it took
-    the job: a request of an earlier holder was sent before that, or is not sent any more (``Machine._check_in_time``).
-    """
-    lag_s = moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
-    return (moment.seen.answered_at or moment.seen.since) + timedelta(seconds=lag_s)
-
-
-def gone(job: Job, moment: Moment) -> bool:
-    """Do complete listings, later than the lag allows, lack our instance for a while, or show that it was stopped for good?
-
-    One listing alone is not believed: a provider that has a bad moment shows an empty one, and a destroy would follow.
-    """
-    attempt, seen = current(job), moment.seen
-    if attempt.instance is None or attempt.instance.borrowed or seen.instances is None or seen.instances_at is None:
-        return False
-    found = ours(job, moment)
-    if found is not None:
-        return found.state in (InstanceState.STOPPED, InstanceState.BROKEN)
-    missing_s = (seen.instances_at - (seen.missing_since or seen.instances_at)).total_seconds()
-    return seen.instances_at >= settled_at(moment) and missing_s >= moment.policy.gone_confirm_s
-
-
-def look(job: Job, moment: Moment, every_s: float) -> FindInstance | None:
-    """Return the wish to list our instances when the last listing is that old; none for borrowed machines."""
-    seen_at = moment.seen.instances_at
-    if moment.seen.missing_since is not None:
-        every_s = min(every_s, _DOUBT_S)
-    if moment.abilities.borrowed or (seen_at is not None and 0 <= (moment.now - seen_at).total_seconds() < every_s):
-        return None
-    return FindInstance(current(job).label, seen_at)
-
-
-def surplus(job: Job, moment: Moment) -> tuple[Destroy, ...]:
-    """Return the wish to end what carries our label beside our instance: a request that was given up took effect after all."""
-    mine = current(job).instance
-    if mine is None or mine.borrowed:
-        return ()
-    return tuple(destroy(job, moment, found.id) for found in moment.seen.instances or () if found.id != mine.id)
-
-
-def destroy(job: Job, moment: Moment, instance_id: str) -> Destroy:
-    """Return the wish to end an instance; asked again every half minute that it is still listed."""
-    attempt = current(job)
-    return Destroy(attempt.label, instance_id, round=int((moment.now - attempt.started_at).total_seconds() // 30))
-
-
 def soon(job: Job, moment: Moment, *deadlines: datetime | None) -> datetime | None:
     """Return when a job needs a look although nothing happened: at a deadline, a limit, or the next listing of a rented instance."""
-    poll_s = moment.policy.instance_poll_s if moment.seen.missing_since is None else _DOUBT_S
+    poll_s = moment.policy.instance_poll_s if moment.seen.missing_since is None else DOUBT_S
     poll = None if moment.abilities.borrowed else moment.now + timedelta(seconds=poll_s)
     reached = choices.limit(job)
     times = [at for at in (reached[0] if reached else None, poll, *deadlines) if at is not None]
@@ -290,9 +231,10 @@ def within(since: datetime | None, seconds: float) -> datetime | None:
     return since + timedelta(seconds=min(seconds, choices.FOREVER_S)) if since is not None else None
 
 
-def given_up_at(moment: Moment, since: datetime | None, seconds: float) -> datetime | None:
+def given_up_at(job: Job, moment: Moment, since: datetime | None, seconds: float) -> datetime | None:
     """Return when a machine that does not get ready is changed for another one.
 
-    Never where it is borrowed: waiting costs nothing, and the next attempt would get the same one. The job's limits hold all the same.
+    Never where it is borrowed and there is no other place: waiting costs nothing, and the next attempt would get the same one. The job's
+    limits hold all the same.
     """
-    return None if moment.abilities.borrowed else within(since, seconds)
+    return None if moment.abilities.borrowed and not job.fallbacks else within(since, seconds)

@@ -14,21 +14,19 @@ from remote_trainer.effects import (
     StopStep,
     Trouble,
 )
+from remote_trainer.lifecycle.machines import bid, look, lost, noted, surplus
 from remote_trainer.lifecycle.rules import (
     Decision,
     Moment,
     again,
     current,
     fetch,
-    gone,
     hopeless,
     judged,
-    look,
     overrun,
     put,
     release,
     soon,
-    surplus,
     verdict_of,
     wish,
     within,
@@ -52,8 +50,10 @@ def executing(job: Job, moment: Moment) -> Decision:
     attempt, seen = current(job), moment.seen
     run = attempt.steps[-1]
     step = next(planned for planned in job.plan.steps if planned.name == run.name)
-    if gone(job, moment):
-        return release(job, moment, Verdict.LOST, Reason.INSTANCE_GONE, "the provider says that the instance is gone")
+    if why := lost(job, moment):
+        return release(job, moment, Verdict.LOST, *why)
+    if changed := noted(job, moment):
+        return again(changed)
     trouble = hopeless(moment, StartStep, FollowStep, StopStep)
     if trouble is not None and run.state is not StepState.EXITED:
         return fetch(job, moment, verdict_of(trouble), trouble.reason, trouble.message)
@@ -100,7 +100,7 @@ def _unheard_at(job: Job, moment: Moment, step: PlannedStep, run: StepRun) -> da
 def _drive(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status: StepStatus | None) -> Decision:
     """The step should be running, or ending: wish for everything that goes with it."""
     label = current(job).label
-    wishes: list[Effect | None] = [look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment)]
+    wishes: list[Effect | None] = [look(job, moment, moment.policy.instance_poll_s), bid(job, moment), *surplus(job, moment)]
     if status is None or status.state is StepState.UNKNOWN:
         # Until the host has told us anything, a stop also takes the start away; a start that was sent before is adopted.
         wishes.append(StartStep(label, run.key) if run.stop_at is None else StopStep(label, run.key, step.stop_grace_s))
@@ -171,7 +171,8 @@ def _after_failure(job: Job, moment: Moment, step: PlannedStep, run: StepRun) ->
         return fetch(job, moment, Verdict.FAILED, Reason.STEP_FAILED, message)
     if moment.now >= retry_at:
         return again(_append_run(job, StepRun(name=step.name, number=run.number + 1, started_at=moment.now)))
-    wishes = (CollectOutputs(current(job).label, final=False), look(job, moment, moment.policy.instance_poll_s))
+    watch = look(job, moment, moment.policy.instance_poll_s)
+    wishes = (CollectOutputs(current(job).label, final=False), watch, bid(job, moment), *surplus(job, moment))
     waiting = wish(job, moment, *wishes, wake_at=soon(job, moment, retry_at))
     return replace(waiting, job=replace(job, note=f"{message}; next run at {retry_at:%H:%M:%S} UTC"))
 
@@ -192,9 +193,13 @@ def fetching(job: Job, moment: Moment) -> Decision:
         return release(put(job, kept), moment, kept.verdict or Verdict.FAILED, kept.reason or Reason.INTERNAL, kept.message)
     ends = _fetched_by(job, moment, succeeded)
     trouble = hopeless(moment, CollectOutputs)
-    if trouble is not None or moment.now >= ends or gone(job, moment):
-        return _unfetched(job, moment, trouble)
-    wishes: list[Effect | None] = [CollectOutputs(attempt.label, final=True), look(job, moment, moment.policy.instance_poll_s)]
+    why = lost(job, moment)
+    if trouble is not None or why is not None or moment.now >= ends:
+        return _unfetched(job, moment, trouble, why)
+    if changed := noted(job, moment):
+        return again(changed)
+    watch = look(job, moment, moment.policy.instance_poll_s)
+    wishes = (CollectOutputs(attempt.label, final=True), watch, bid(job, moment), *surplus(job, moment))
     return wish(job, moment, *wishes, wake_at=soon(job, moment, ends))
 
 
@@ -211,15 +216,16 @@ def _fetched_by(job: Job, moment: Moment, succeeded: bool) -> datetime:
     return min(ends, max(began, reached[0]) + timedelta(seconds=overtime_s))
 
 
-def _unfetched(job: Job, moment: Moment, trouble: Trouble | None) -> Decision:
+def _unfetched(job: Job, moment: Moment, trouble: Trouble | None, gone: tuple[Reason, str] | None) -> Decision:
     """The outputs cannot be had. A success without verified outputs is no success: the attempt counts as lost."""
     attempt = current(job)
     if attempt.verdict is Verdict.SUCCEEDED:
-        why = trouble.message if trouble else job.note or "no answer in time"
+        why = trouble.message if trouble else gone[1] if gone else job.note or "no answer in time"
+        reason = gone[0] if gone and gone[0] is Reason.EVICTED else Reason.ARTIFACTS_MISSING
         attempt = replace(
             attempt,
             verdict=verdict_of(trouble) if trouble else Verdict.LOST,
-            reason=trouble.reason if trouble else Reason.ARTIFACTS_MISSING,
+            reason=trouble.reason if trouble else reason,
             message=f"the steps exited 0 but their outputs could not be kept: {why}",
         )
     return release(put(job, attempt), moment, Verdict.FAILED, Reason.INTERNAL, attempt.message)

@@ -19,7 +19,7 @@ class Offer:
     id: str
     driver: str
     description: str = ""
-    price_per_hour: Decimal = Decimal(0)  # US dollars, disk included; of a spot offer: with the least bid that wins, then with ours
+    price_per_hour: Decimal = Decimal(0)  # US dollars, disk included; of spot: at the least bid that wins, then ours
     disk_per_hour: Decimal = Decimal(0)  # the part of it that is paid from the request on, whatever state the machine is in
     spot: bool = False  # the provider may take the machine back for somebody who pays more
     most_per_hour: Decimal = Decimal(0)  # what the place's own cap leaves a bid, disk included; 0: it has none

@@ -6,17 +6,22 @@ user may want to change is a field of ``Policy`` with its unit in the name.
 
 from __future__ import annotations
 
-from remote_trainer.policy.bounds import Unclaimed, deadline, deadman_s, limit, unclaimed
+from remote_trainer.policy.bounds import Unclaimed, deadline, deadman_s, evictions, fruitless, limit, unclaimed, used_up
 from remote_trainer.policy.choice import (
     Estimate,
-    choose_offer,
+    Lot,
     estimate,
     estimate_plan,
     expected_cost,
+    expected_hours,
     fits,
     is_avoided,
     nearly_best,
+    needs,
+    pick,
+    raised,
     rank,
+    with_bid,
 )
 from remote_trainer.policy.forecast import needed, projected_cost, seconds_left, spent_at
 from remote_trainer.policy.money import Cost, attempt_cost, cost_between, cost_of, cost_of_job, job_cost
@@ -26,11 +31,11 @@ __all__ = [
     "FOREVER_S",
     "Cost",
     "Estimate",
+    "Lot",
     "Policy",
     "Unclaimed",
     "attempt_cost",
     "backoff_s",
-    "choose_offer",
     "cost_between",
     "cost_of",
     "cost_of_job",
@@ -38,17 +43,25 @@ __all__ = [
     "deadman_s",
     "estimate",
     "estimate_plan",
+    "evictions",
     "expected_cost",
+    "expected_hours",
     "fits",
+    "fruitless",
     "is_avoided",
     "job_cost",
     "limit",
     "nearly_best",
     "needed",
+    "needs",
+    "pick",
     "projected_cost",
+    "raised",
     "rank",
     "seconds_left",
     "spent_at",
     "step_retry_at",
     "unclaimed",
+    "used_up",
+    "with_bid",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from remote_trainer.model import Job, Reason
 from remote_trainer.policy.forecast import spent_at
@@ -33,6 +33,22 @@ def limit(job: Job) -> tuple[datetime, Reason] | None:
     """Return the moment from which a job may not go on spending, and which of its limits that is; None without limits."""
     known = [(deadline(job), Reason.TIME_LIMIT), (spent_at(job), Reason.COST_LIMIT)]
     return min(((at, reason) for at, reason in known if at is not None), default=None, key=lambda reached: reached[0])
+
+
+def used_up(job: Job) -> int:
+    """Return how many attempts got as far as a machine that serves: those that ``max_attempts`` bounds."""
+    return sum(attempt.facts is not None for attempt in job.attempts)
+
+
+def fruitless(job: Job) -> int:
+    """Return how often in a row, up to now, a machine was tried to get in vain: attempts without one, and offers that they were refused."""
+    since = list(takewhile(lambda attempt: attempt.facts is None, reversed(job.attempts)))
+    return sum(1 + len(attempt.refused) for attempt in since)
+
+
+def evictions(job: Job) -> int:
+    """Return how many spot machines were taken away from a job."""
+    return sum(attempt.reason is Reason.EVICTED for attempt in job.attempts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ No phase is decided here.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Protocol
 
 from remote_trainer import effects as fx
@@ -21,7 +21,6 @@ from remote_trainer.errors import (
     HostUnreachable,
     HostWiped,
     InvariantBroken,
-    NoCapacity,
     Permanent,
     RemoteTrainerError,
     Transient,
@@ -29,9 +28,10 @@ from remote_trainer.errors import (
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.cuda import try_cuda
 from remote_trainer.lifecycle import listed
-from remote_trainer.model import Attempt, HostFacts, Instance, Job, Token
-from remote_trainer.policy import choose_offer, estimate, fits
-from remote_trainer.ports import Driver, Spec
+from remote_trainer.model import Attempt, HostFacts, Instance, Job, Resources, Token
+from remote_trainer.policy import needs
+from remote_trainer.ports import Bidder, Driver, Recorder, Spec
+from remote_trainer.worker.choosing import choose
 from remote_trainer.worker.listing import new_enough
 from remote_trainer.worker.shop import Shop
 
@@ -57,15 +57,22 @@ class Patient(Protocol):
     @property
     def seen(self) -> fx.Seen: ...
 
+    @property
+    def driver(self) -> Driver: ...
+
     def observe(self, change: Callable[[fx.Seen], fx.Seen]) -> None: ...
 
 
 class Machine:
     """The machine of one job's current attempt."""
 
-    def __init__(self, shop: Shop, driver: Driver, patient: Patient) -> None:
-        self._shop, self._driver, self._patient = shop, driver, patient
+    def __init__(self, shop: Shop, patient: Patient) -> None:
+        self._shop, self._patient = shop, patient
         self._host: SupervisedHost | None = None  # held so that what is known of it lasts as long as the job, and no longer
+
+    @property
+    def _driver(self) -> Driver:
+        return self._patient.driver
 
     @property
     def attempt(self) -> Attempt:
@@ -76,48 +83,49 @@ class Machine:
         return attempt
 
     async def choose_offer(self) -> None:
-        """Pick one of what the driver has."""
-        job = self._patient.job
-        offers = await self._driver.offers(job.plan.resources)
-        suitable = [offer for offer in offers if not fits(offer, job.plan.resources, job.limits)]
-        avoid = frozenset[str]() if self._driver.abilities.borrowed else await self._shop.market.avoid(job)
-        dice = random.Random(self.attempt.label).random()  # noqa: S311 - spreads workers over offers, keeps no secret
-        offer = choose_offer(suitable, estimate(job), avoid, dice)
-        if offer is None:
-            raise NoCapacity(
-                f"driver {job.driver} has no machine that fits {job.plan.resources} among {len(offers)} offers: "
-                "ask for less, or use another driver",
-                driver=job.driver,
-                operation="offers",
-            )
-        self._shop.market.take(offer.id)
-        self._patient.observe(lambda seen: replace(seen, offer=offer))
+        """Pick one, or some, of what there is at the job's places."""
+        found = await choose(self._shop, self._patient.job, self._patient.seen)
+        self._patient.observe(lambda seen: replace(seen, offer=found.offer, rivals=found.rivals, place=found.place))
 
-    async def create(self, label: str) -> None:
-        """Rent the offer that was saved: one request."""
-        offer, resources = self.attempt.offer, self._patient.job.plan.resources
+    async def create(self, label: str, number: int) -> None:
+        """Rent one of the offers that were saved: one request."""
+        attempt = self.attempt
+        offers = (attempt.offer, *attempt.rivals)
         try:
-            if offer is None:
+            if (offer := offers[number]) is None:
                 raise InvariantBroken(f"{label}: a machine is to be rented and no offer was saved")
-            self._check_in_time(label)
-            instance = await self._driver.create(
-                offer, Spec(image=self._patient.job.plan.image, disk_gb=resources.disk_gb), label
-            )
-            self._patient.observe(lambda seen: replace(seen, created=instance))
+            made = await self._driver.create(offer, self._spec(label), label)
+            self._patient.observe(lambda seen: replace(seen, created={**seen.created, number: made}))
+        except Permanent:
+            self._patient.observe(lambda seen: replace(seen, refused=seen.refused | {number}))
+            raise
+        except Transient:
+            self._patient.observe(lambda seen: replace(seen, unsent=seen.unsent | {number}))
+            raise
         finally:
             answered_at = self._shop.clock.now()
-            self._patient.observe(lambda seen: replace(seen, creating=False, answered_at=answered_at))
+            self._patient.observe(lambda seen: replace(seen, creating=seen.creating - {number}, answered_at=answered_at))
 
-    def _check_in_time(self, label: str) -> None:
-        """Refuse to rent long after the intent was saved: this process was paused, and others may have given the request up."""
-        asked_at = self.attempt.requested_at
-        late_s = (self._shop.clock.now() - asked_at).total_seconds() if asked_at and not self._driver.abilities.borrowed else 0.0
-        if late_s > self._shop.policy.lag_margin_s / 2:
-            raise Transient(f"{label}: {late_s:.0f} s passed before the request to rent could be sent: not sent")
+    def _spec(self, label: str) -> Spec:
+        """Return what to put on the machine, and until when the request may be sent at all.
+
+        Long after the intent was saved it may not: this process was paused, or waited for its turn, and others may have given it up.
+        """
+        plan, asked_at, not_after = self._patient.job.plan, self.attempt.requested_at, None
+        if asked_at is not None and not self._driver.abilities.borrowed:
+            not_after = asked_at + timedelta(seconds=self._shop.policy.lag_margin_s / 2)
+            if self._shop.clock.now() > not_after:
+                raise Transient(f"{label}: too much time passed before the request to rent could be sent: not sent")
+        return Spec(image=plan.image, disk_gb=self.needs.disk_gb, not_after=not_after)
+
+    @property
+    def needs(self) -> Resources:
+        """What the machine must have."""
+        return needs(self._patient.job.plan, self._patient.job.place)
 
     def _instance(self, instance_id: str) -> Instance:
         seen = self._patient.seen
-        known = (*(seen.instances or ()), *filter(None, [self.attempt.instance, seen.created]))
+        known = (*(seen.instances or ()), *filter(None, [self.attempt.instance]), *seen.created.values(), *(seen.traced or ()))
         found = next((instance for instance in known if instance.id == instance_id), None)
         return found or Instance(id=instance_id, label=self.attempt.label)  # not listed any more: the id is all it takes
 
@@ -128,13 +136,29 @@ class Machine:
         look = await self._shop.listing(self._driver).since(new_enough(seen.instances_at, began, self._shop.clock.now()))
         self._patient.observe(lambda seen: listed(seen, self._patient.job, look.by_label.get(label, ()), look.asked_at))
 
-    async def guard(self, until: datetime) -> None:
-        """Let the provider end the instance by itself some time."""
+    async def trace(self, label: str) -> None:
+        """Look the requests up in the provider's records, which know also what no listing shows."""
+        attempt, looked_at = self.attempt, self._shop.clock.now()
+        if not isinstance(self._driver, Recorder) or attempt.requested_at is None:
+            raise InvariantBroken(f"{label}: {self._driver.name} is asked for records and keeps none")
+        found: dict[str, Instance] = {}
+        for offer in filter(None, (attempt.offer, *attempt.rivals)):
+            for one in await self._driver.recorded(offer, label, attempt.requested_at):
+                found[one.id] = replace(one, label=label)
+        self._patient.observe(lambda seen: replace(seen, traced=tuple(found.values()), traced_at=looked_at))
+
+    async def guard(self, instance_id: str, until: datetime) -> None:
+        """Let the provider end an instance by itself some time."""
+        await self._driver.guard(self._instance(instance_id), until)
+        self._patient.observe(lambda seen: replace(seen, guarded=seen.guarded | {instance_id}))
+
+    async def bid(self, price: Decimal) -> None:
+        """Bid for the machine what was saved."""
         instance = self.attempt.instance
-        if instance is None:
-            raise InvariantBroken(f"job {self._patient.job.id}: an instance is to be guarded and there is none")
-        await self._driver.guard(instance, until)
-        self._patient.observe(lambda seen: replace(seen, guarded=True))
+        if instance is None or not isinstance(self._driver, Bidder):
+            raise InvariantBroken(f"{self.attempt.label}: {self._driver.name} has nothing to bid for")
+        await self._driver.bid(instance, price)
+        self._patient.observe(lambda seen: replace(seen, bid=price))
 
     async def host(self) -> SupervisedHost:
         """Return the way to the machine, wherever it is now."""
@@ -182,7 +206,7 @@ class Machine:
         self._patient.observe(lambda seen: replace(seen, host=facts))
 
     def _check(self, facts: HostFacts, address: str) -> None:
-        wanted = self._patient.job.plan.resources
+        wanted = self.needs
         lacks = [
             f"{what}: {there:g} there, {need:g} needed"
             for what, there, need in (

@@ -39,12 +39,24 @@ class Market:
             with contextlib.suppress(DocumentTooNew):  # of newer versions' jobs nothing is known: a hint less
                 self._failed = await find_failed(self._store, self._clock.now())
         self._chosen = {offer: at for offer, at in self._chosen.items() if now - at < _CHOSEN_S}
-        own = [attempt.offer for attempt in job.attempts[:-1] if attempt.offer is not None]
-        return self._failed | set(self._chosen) | {offer.id for offer in own} | {offer.machine for offer in own if offer.machine}
+        own = [offer for attempt in job.attempts[:-1] for offer in (attempt.offer, *attempt.rivals) if offer is not None]
+        vain = {offer_id for attempt in job.attempts for offer_id in attempt.refused}
+        machines = {offer.machine for offer in own if offer.machine}
+        return self._failed | set(self._chosen) | {offer.id for offer in own} | machines | vain
 
     def take(self, offer_id: str) -> None:
         """Note that a job is about to rent an offer."""
         self._chosen[offer_id] = asyncio.get_running_loop().time()
+
+
+def failed_offers(job: Job) -> frozenset[str]:
+    """Return what was of no use to a job itself: a machine that is lent to us may be in order again for the next one."""
+    over = [attempt for attempt in job.attempts if attempt.ended_at is not None and attempt.offer is not None]
+    return frozenset(
+        attempt.offer.id
+        for attempt in over
+        if attempt.offer is not None and (attempt.facts is None or attempt.reason in _FAILURES)
+    )
 
 
 async def find_failed(store: Store, now: datetime) -> frozenset[str]:

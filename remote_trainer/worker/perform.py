@@ -35,7 +35,7 @@ from remote_trainer.model import (
     log_stream,
 )
 from remote_trainer.policy import deadman_s
-from remote_trainer.ports import Change, Driver, StepSpec, StepStatus
+from remote_trainer.ports import Change, StepSpec, StepStatus
 from remote_trainer.worker.collect import Collector
 from remote_trainer.worker.follow import LogCopy
 from remote_trainer.worker.machine import Machine, Patient
@@ -50,9 +50,9 @@ from remote_trainer.worker.shop import Shop
 class Performer:
     """Performs the effects of one job."""
 
-    def __init__(self, shop: Shop, driver: Driver, patient: Patient) -> None:
+    def __init__(self, shop: Shop, patient: Patient) -> None:
         self._shop, self._patient = shop, patient
-        self._machine = Machine(shop, driver, patient)
+        self._machine = Machine(shop, patient)
         self._news = News()
         self._refused: set[Checkpoint] = set()
 
@@ -67,12 +67,16 @@ class Performer:
         match effect:
             case fx.ChooseOffer():
                 await self._machine.choose_offer()
-            case fx.Create(label):
-                await self._machine.create(label)
+            case fx.Create(label, number):
+                await self._machine.create(label, number)
             case fx.FindInstance(label):
                 await self._machine.find_instance(label)
-            case fx.Guard(_, until):
-                await self._machine.guard(until)
+            case fx.Trace(label):
+                await self._machine.trace(label)
+            case fx.Guard(_, instance_id, until):
+                await self._machine.guard(instance_id, until)
+            case fx.Bid(_, price):
+                await self._machine.bid(price)
             case fx.PrepareHost():
                 await self._machine.prepare_host()
             case fx.FindCheckpoint():

@@ -36,15 +36,15 @@ _ROUNDS_MAX = 20
 class JobRunner:
     """Drives one leased job until it ends, the lease is lost, or the worker drains."""
 
-    def __init__(self, lease: Lease, shop: Shop, driver: Driver) -> None:
+    def __init__(self, lease: Lease, shop: Shop) -> None:
         self.job, self.token = lease.job, lease.token
-        self._shop, self._driver = shop, driver
+        self._shop = shop
         self._seen = Seen(since=shop.clock.now())
         self._awake = asyncio.Event()
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._fulfilled: set[Effect] = set()
         self._lost: LeaseLost | None = None
-        self._performer = Performer(shop, driver, self)
+        self._performer = Performer(shop, self)
 
     # -- what effects and the worker tell us
 
@@ -58,6 +58,11 @@ class JobRunner:
         if self.job.cancel_requested_at is None:
             self.job = replace(self.job, cancel_requested_at=self._shop.clock.now())
             self._awake.set()
+
+    @property
+    def driver(self) -> Driver:
+        """The driver of the place where the current attempt is, or is to be."""
+        return self._shop.driver(self.job.place.driver, self.job.place.options)
 
     @property
     def seen(self) -> Seen:
@@ -89,7 +94,7 @@ class JobRunner:
             await self._save(decision.job)
             for effect in decision.effects:
                 if isinstance(effect, Create):
-                    self.observe(lambda seen: replace(seen, creating=True))
+                    self._seen = replace(self._seen, creating=self._seen.creating | {effect.number})
                     self._start(effect)
         raise InvariantBroken(f"job {self.job.id} in phase {self.job.phase} changes without end; please report this")
 
@@ -109,7 +114,7 @@ class JobRunner:
             seen=self._seen,
             now=self._shop.clock.now(),
             policy=self._shop.policy,
-            abilities=self._driver.abilities,
+            abilities=self.driver.abilities,
             deployment=self._shop.deployment,
         )
 
@@ -156,11 +161,12 @@ class JobRunner:
     def _start(self, effect: Effect) -> None:
         name = f"{self.job.id}:{type(effect).__name__}"
         task = self._tasks[effect] = asyncio.create_task(self._run_effect(effect), name=name)
-        task.add_done_callback(lambda _: self._over(effect))
+        task.add_done_callback(lambda over: self._over(effect, over))
 
-    def _over(self, effect: Effect) -> None:
+    def _over(self, effect: Effect, task: asyncio.Task[None]) -> None:
         # Not in the task itself: one that is cancelled before its first step never gets to any line of it.
-        del self._tasks[effect]
+        if self._tasks.get(effect) is task:
+            del self._tasks[effect]
         self._awake.set()
 
     async def _run_effect(self, effect: Effect) -> None:
@@ -183,7 +189,7 @@ class JobRunner:
             before=self._seen.troubles.get(type(effect)),
             now=self._shop.clock.now(),
             policy=self._shop.policy,
-            borrowed=self._driver.abilities.borrowed,
+            borrowed=self.driver.abilities.borrowed and not self.job.fallbacks,
             jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
             heard_at=self._seen.instances_at,
         )

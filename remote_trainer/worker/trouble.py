@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from remote_trainer import errors
-from remote_trainer.effects import CollectOutputs, Create, Effect, FollowStep, PrepareHost, Severity, StopStep, Trouble
+from remote_trainer.effects import Bid, CollectOutputs, Create, Effect, FollowStep, PrepareHost, Severity, StopStep, Trouble
 from remote_trainer.model import Reason
 from remote_trainer.policy import Policy, backoff_s
 
@@ -19,14 +19,14 @@ _JUDGEMENT: tuple[tuple[type[BaseException], Severity, Reason], ...] = (
     (errors.HostLacks, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
     (errors.HostFull, Severity.UNSUITABLE, Reason.HOST_UNSUITABLE),
     (errors.HostWiped, Severity.WIPED, Reason.HOST_WIPED),
-    (errors.NoCapacity, Severity.FATAL, Reason.NO_CAPACITY),
+    (errors.NoCapacity, Severity.RETRY, Reason.NO_CAPACITY),  # whether that is the end, the job's strategy says
     (errors.Permanent, Severity.FATAL, Reason.PROVISIONING_FAILED),
     (errors.DatasetError, Severity.FATAL, Reason.TRANSFER_FAILED),
     (errors.UsageError, Severity.FATAL, Reason.INTERNAL),
 )
 
 #: What these effects are about goes on all the same: settings and rights may come back, as space on a disk may.
-_GOES_ON = (FollowStep, StopStep, CollectOutputs)
+_GOES_ON = (FollowStep, StopStep, CollectOutputs, Bid)
 _NOT_THE_HOSTS = (errors.ConfigError, errors.Permanent)
 
 #: Tries, about ten minutes, before the full disk of a borrowed machine ends a job: others share it, and our own jobs there clean up.
@@ -65,8 +65,10 @@ def judge(effect: Effect, error: BaseException, given: Circumstances) -> Trouble
         severity = Severity.RETRY if waits else Severity.FATAL
     asked = getattr(error, "retry_after_s", None)
     knocks = isinstance(effect, PrepareHost) and not borrowed and isinstance(error, errors.HostUnreachable)
-    max_s = policy.knock_max_s if knocks else policy.retry_max_s
-    wait = max(backoff_s(count, base_s=policy.retry_base_s, max_s=max_s, jitter=given.jitter), asked or 0.0)
+    base_s, max_s = policy.retry_base_s, policy.knock_max_s if knocks else policy.retry_max_s
+    if reason is Reason.NO_CAPACITY:
+        base_s, max_s = policy.capacity_retry_s / 8, policy.capacity_retry_s
+    wait = max(backoff_s(count, base_s=base_s, max_s=max_s, jitter=given.jitter), asked or 0.0)
     return Trouble(
         severity=severity,
         reason=reason,

@@ -46,6 +46,7 @@ class Patient:
         plan = SimpleNamespace(outputs=(CHECKPOINTS,))
         self.job: Any = SimpleNamespace(id=JOB, retry_of=None, tenant="t", plan=plan, inputs=(), attempt=attempt)
         self.token: Any = 1
+        self.driver: Any = None
         self.seen = fx.Seen(since=NOW)
 
     def observe(self, change: Callable[[fx.Seen], fx.Seen]) -> None:
@@ -71,7 +72,7 @@ class Installation:
             writer=self.store,
             host=the_host,
         )
-        self.performer = Performer(cast(Any, self.shop), cast(Any, None), self.patient)
+        self.performer = Performer(cast(Any, self.shop), cast(Any, self.patient))
 
     async def keep(self, step: int) -> None:
         """Store a checkpoint of the first attempt."""

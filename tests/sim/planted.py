@@ -16,7 +16,7 @@ from remote_trainer import effects as fx
 from remote_trainer import lifecycle
 from remote_trainer.effects import Collected, Effect, Severity
 from remote_trainer.errors import Ambiguous, HostUnreachable, RemoteTrainerError, Transient
-from remote_trainer.lifecycle import Decision, Moment, renting, rules, running
+from remote_trainer.lifecycle import Decision, Moment, asking, machines, renting, returning, rules, running
 from remote_trainer.model import SCHEMA, Instance, Job, JobId, Manifest, Phase, Reason, StepState
 from remote_trainer.policy import Unclaimed
 from remote_trainer.ports import Change
@@ -34,26 +34,25 @@ Patch = pytest.MonkeyPatch
 def create_again_when_unsure(patch: Patch) -> None:
     create = RealMachine.create
 
-    async def twice(self: Any, label: str) -> None:
+    async def twice(self: Any, label: str, number: int) -> None:
         try:
-            await create(self, label)
+            await create(self, label, number)
         except Ambiguous:
-            await create(self, label)
+            await create(self, label, number)
 
     patch.setattr(RealMachine, "create", twice)
 
 
 def believe_absence_at_once(patch: Patch) -> None:
-    patch.setattr(renting, "settled_at", lambda moment: moment.seen.since)
-    patch.setattr(rules, "settled_at", lambda moment: moment.seen.since)
+    patch.setattr(machines, "settled_at", lambda moment: moment.seen.since)
 
 
 def end_before_the_instance_is_gone(patch: Patch) -> None:
-    patch.setattr(renting, "_returning", renting._finish)
+    patch.setattr(returning, "_returning", returning._finish)
 
 
 def look_once_and_end(patch: Patch) -> None:
-    patch.setattr(renting, "settled_at", lambda moment: moment.now - timedelta(days=1))
+    patch.setattr(machines, "settled_at", lambda moment: moment.now - timedelta(days=1))
 
 
 def believe_a_part_of_the_listing(patch: Patch) -> None:
@@ -74,15 +73,15 @@ def take_a_failed_listing_for_an_empty_one(patch: Patch) -> None:
 
 
 def forget_the_request(patch: Patch) -> None:
-    rule = renting._renting
+    rule = asking.asking
 
     def forgetful(job: Job, moment: Moment) -> Decision:
         attempt = rules.current(job)
-        if attempt.requested_at is not None and not moment.seen.creating and moment.seen.created is None:
+        if attempt.requested_at is not None and not moment.seen.creating and not moment.seen.created:
             job = rules.put(job, replace(attempt, requested_at=None))
         return rule(job, moment)
 
-    patch.setattr(renting, "_renting", forgetful)
+    patch.setattr(renting, "asking", forgetful)
 
 
 def let_nobody_sweep(patch: Patch) -> None:

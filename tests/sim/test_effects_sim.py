@@ -45,8 +45,8 @@ def lived(spool: Path, borrowed: bool, act: Act, **seen: Any) -> None:
         world.store.submit(job)
         if world.own is not None:
             world.own.installed = True
-        runner = JobRunner(Lease(job=job, token=Token(1), holder="w1"), process.shop, driver)
-        await act(world, runner, Performer(process.shop, driver, runner))
+        runner = JobRunner(Lease(job=job, token=Token(1), holder="w1"), process.shop)
+        await act(world, runner, Performer(process.shop, runner))
 
     try:
         loop.run_until_complete(run())
@@ -59,7 +59,7 @@ LABEL = "rt-sim-j1-a1"
 BORROWED = Instance(id="own", label=LABEL, borrowed=True)
 RUNNING = {
     "offer": OFFER,
-    "created": BORROWED,
+    "created": {0: BORROWED},
     "host": HostFacts(incarnation="own", boot="b"),
     "resume_known": True,
     "shipped": True,
@@ -94,7 +94,7 @@ def test_a_running_step_is_adopted_also_by_a_worker_without_its_secrets(tmp_path
     """Whoever takes over needs no secrets for what another worker has started."""
 
     async def adopt(world: World, runner: JobRunner, performer: Performer) -> None:
-        host = await performer._machine._shop.host(performer._machine._driver, BORROWED)
+        host = await runner._shop.host(runner.driver, BORROWED)
         await host.start(LABEL, Token(1), StepSpec(key="s1.1", script=""), incarnation="own", deadman_s=3600)
         await performer.perform(fx.StartStep(LABEL, "s1.1"))
         assert "s1.1" in runner.seen.steps
@@ -124,7 +124,7 @@ def test_what_this_version_saves_is_left_alone_by_older_ones(tmp_path: Path) -> 
         row.job = replace(row.job, schema=SCHEMA - 1)
         (lease,) = world.store.claim("w1", lease_s=10, limit=1, schema=SCHEMA)
         writing = asyncio.create_task(runner._shop.writer.run())
-        await JobRunner(lease, runner._shop, runner._driver)._save(replace(lease.job, note="seen"))
+        await JobRunner(lease, runner._shop)._save(replace(lease.job, note="seen"))
         writing.cancel()
         assert (row.job.note, row.job.schema) == ("seen", SCHEMA)
 

@@ -56,13 +56,13 @@ class Life:
             self.job = decision.job
             creates = tuple(effect for effect in decision.effects if isinstance(effect, fx.Create))
             if creates:
-                self.seen = replace(self.seen, creating=True)
+                self.seen = replace(self.seen, creating=frozenset(effect.number for effect in creates))
             sent += creates
         raise AssertionError("the job changes without end")
 
     def see(self, **facts: object) -> Decision:
         if "created" in facts:
-            facts |= {"creating": False, "answered_at": self.now}
+            facts |= {"created": {0: facts["created"]}, "creating": frozenset(), "answered_at": self.now}
         if "instances" in facts:
             self.seen = listed(self.seen, self.job, facts.pop("instances"), facts.pop("instances_at"))  # type: ignore[arg-type]
         self.seen = replace(self.seen, **facts)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ class Life:
 
     def unsure(self) -> Decision:
         """The request ends without an answer."""
-        return self.see(creating=False, answered_at=self.now)
+        return self.see(creating=frozenset(), answered_at=self.now)
 
     def later(self, seconds: float) -> Decision:
         self.now += timedelta(seconds=seconds)

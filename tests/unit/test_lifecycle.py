@@ -103,7 +103,9 @@ def test_asking_again_needs_a_complete_listing_after_the_lag() -> None:
     assert "Create" not in kinds(life.see(instances=(), instances_at=life.now))
     assert life.job.attempts[0].requested_at is not None
     life.later(60)
-    assert "Create" in kinds(life.see(instances=(), instances_at=life.now))
+    assert kinds(life.see(instances=(), instances_at=life.now)) == {"ChooseOffer"}
+    assert life.job.attempts[0].refused == ("o1",)
+    assert "Create" in kinds(life.see(offer=replace(OFFER, id="o2")))
 
 
 def test_nothing_is_asked_again_while_the_request_is_under_way() -> None:

@@ -83,7 +83,7 @@ def test_the_provider_is_told_to_end_a_machine_before_anything_is_done_with_it()
     assert [guard.until for guard in guards] == [NOW + timedelta(hours=3, seconds=Policy().reap_overtime_s)]
     life.see(host=HostFacts(incarnation="inc", boot="b"))
     assert life.job.phase is Phase.PROVISIONING
-    life.see(guarded=True)
+    life.see(guarded=frozenset({"i1"}))
     assert life.job.phase is Phase.TRANSFERRING
 
 

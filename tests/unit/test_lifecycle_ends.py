@@ -206,12 +206,12 @@ def test_no_attempt_ends_while_its_request_is_under_way() -> None:
     """A request to rent that has not been answered may still take effect: the job waits for the answer and what comes of it."""
     life = Life(a_job(), RENTED)
     life.tick()
-    life.see(offer=OFFER, creating=True)
+    life.see(offer=OFFER, creating=frozenset({0}))
     life.cancel()
     life.later(100)
     life.see(instances=(), instances_at=life.now)
     assert life.job.phase is Phase.RELEASING
-    assert "Destroy" in kinds(life.see(creating=False, answered_at=life.now, created=life.instance()))
+    assert "Destroy" in kinds(life.see(creating=frozenset(), answered_at=life.now, created=life.instance()))
 
 
 @pytest.mark.parametrize("state", [InstanceState.STOPPED, InstanceState.BROKEN])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
 
-from remote_trainer.model import Attempt, Job, Offer, Reason
-from remote_trainer.policy import Estimate, choose_offer, estimate, expected_cost
+from remote_trainer.model import Attempt, Job, Offer, Reason, Strategy
+from remote_trainer.policy import Estimate, Lot, estimate, expected_cost, is_avoided, pick
 from remote_trainer.ports import JobQuery, Page
 from remote_trainer.worker.market import Market, failed_machines
 from tests.unit.test_lifecycle import NOW, a_job
@@ -16,6 +17,12 @@ from tests.unit.test_lifecycle import NOW, a_job
 RUN = Estimate(hours=2, gb_in=10, gb_out=1)
 CHEAP = Offer(id="o1", driver="d", price_per_hour=Decimal("0.50"), machine="m1")
 NOBODY: frozenset[str] = frozenset()
+
+
+def taken(offers: Sequence[Offer], avoid: frozenset[str] = NOBODY, dice: float = 0.0) -> str:
+    """Return the id of the offer that a job with one place takes."""
+    lots = [Lot(offer=offer, avoided=is_avoided(offer, avoid)) for offer in offers]
+    return pick(lots, RUN, Strategy.PREFERRED, dice=dice)[0].offer.id
 
 
 def test_a_run_costs_rent_boot_tail_and_bandwidth() -> None:
@@ -29,31 +36,30 @@ def test_a_run_costs_rent_boot_tail_and_bandwidth() -> None:
 def test_a_faster_machine_may_be_the_cheaper_one() -> None:
     """Twice the price an hour and three times the speed."""
     fast = replace(CHEAP, id="o2", price_per_hour=Decimal("1.00"), speed=3.0)
-    assert choose_offer([CHEAP, fast], RUN, NOBODY, 0.0) == fast
+    assert taken([CHEAP, fast]) == "o2"
 
 
 def test_dear_traffic_counts() -> None:
     """A cheap hour with dear bandwidth loses against a machine without."""
     metered = replace(CHEAP, id="o2", price_per_hour=Decimal("0.40"), price_per_gb_in=Decimal("0.04"))
-    assert choose_offer([CHEAP, metered], RUN, NOBODY, 0.0) == CHEAP
+    assert taken([CHEAP, metered]) == "o1"
 
 
 def test_dice_choose_among_what_costs_nearly_the_same() -> None:
     """Five at most, and none that is more than a tenth dearer than the cheapest."""
     offers = [replace(CHEAP, id=f"o{n}", price_per_hour=Decimal("0.50") + n * Decimal("0.001")) for n in range(8)]
     offers.append(replace(CHEAP, id="dear", price_per_hour=Decimal("0.60")))
-    taken = {cast(Offer, choose_offer(offers, RUN, NOBODY, dice / 100)).id for dice in range(101)}
-    assert taken == {f"o{n}" for n in range(5)}
-    assert choose_offer(offers[-1:], RUN, NOBODY, 0.99) == offers[-1]
-    assert choose_offer([], RUN, NOBODY, 0.5) is None
+    assert {taken(offers, dice=dice / 100) for dice in range(101)} == {f"o{n}" for n in range(5)}
+    assert taken(offers[-1:], dice=0.99) == "dear"
+    assert pick([], RUN, Strategy.PREFERRED, dice=0.5) == []
 
 
 def test_what_failed_comes_last() -> None:
     """An offer, or another one of the same machine, is taken only if there is nothing else."""
     dearer = replace(CHEAP, id="o2", machine="m2", price_per_hour=Decimal("0.90"))
-    assert choose_offer([CHEAP, dearer], RUN, frozenset({"o1"}), 0.0) == dearer
-    assert choose_offer([CHEAP, dearer], RUN, frozenset({"m1"}), 0.0) == dearer
-    assert choose_offer([CHEAP], RUN, frozenset({"o1"}), 0.0) == CHEAP
+    assert taken([CHEAP, dearer], frozenset({"o1"})) == "o2"
+    assert taken([CHEAP, dearer], frozenset({"m1"})) == "o2"
+    assert taken([CHEAP], frozenset({"o1"})) == "o1"
 
 
 def test_what_a_job_is_expected_to_take() -> None:

@@ -42,8 +42,8 @@ class Provider:
 
 def a_runner(provider: Provider) -> JobRunner:
     job = replace(a_job(), attempts=(Attempt(number=1, label="l", started_at=NOW, instance=MACHINE),))
-    shop = SimpleNamespace(clock=SimpleNamespace(now=lambda: NOW), policy=Policy())
-    return JobRunner(Lease(job=job, token=Token(1), holder="w"), cast(Any, shop), cast(Any, provider))
+    shop = SimpleNamespace(clock=SimpleNamespace(now=lambda: NOW), policy=Policy(), driver=lambda name, options: provider)
+    return JobRunner(Lease(job=job, token=Token(1), holder="w"), cast(Any, shop))
 
 
 async def ask(runner: JobRunner, rounds: Sequence[int]) -> None:
@@ -91,14 +91,15 @@ class Door:
 
 def a_patient(facts: HostFacts | None, listed: tuple[Instance, ...] | None = None) -> Any:
     attempt = SimpleNamespace(number=1, label="l", instance=MACHINE, facts=facts)
-    return SimpleNamespace(job=SimpleNamespace(id="j1", attempt=attempt), token=1, seen=fx.Seen(since=NOW, instances=listed))
+    job, seen = SimpleNamespace(id="j1", attempt=attempt), fx.Seen(since=NOW, instances=listed)
+    return SimpleNamespace(job=job, token=1, seen=seen, driver=None)
 
 
 @pytest.mark.parametrize("error", [ConfigError("no key"), Permanent("the key is refused")])
 async def test_a_key_that_is_missing_here_says_nothing_about_a_machine(error: Exception) -> None:
     """A worker that comes back without its provider's key ends no training; before a machine was ever reached, that is final."""
     for facts, expected in ((FACTS, HostUnreachable), (None, type(error))):
-        machine = Machine(cast(Any, Door(error)), cast(Any, None), a_patient(facts))
+        machine = Machine(cast(Any, Door(error)), a_patient(facts))
         with pytest.raises(expected, match="key"):
             await machine.host()
 
@@ -108,6 +109,6 @@ async def test_a_machine_is_found_at_its_newest_address() -> None:
     door = Door()
     moved = replace(MACHINE, address={"host": "new"}, host_key="")
     for listed in (None, (replace(MACHINE, address={}),), (moved,)):
-        await Machine(cast(Any, door), cast(Any, None), a_patient(FACTS, listed)).host()
+        await Machine(cast(Any, door), a_patient(FACTS, listed)).host()
     assert [dict(one.address) for one in door.opened] == [{"host": "old"}, {"host": "old"}, {"host": "new"}]
     assert {one.host_key for one in door.opened} == {"pinned"}

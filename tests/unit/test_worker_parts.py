@@ -64,7 +64,7 @@ def judged(
         (fx.StartStep("l", "s.1"), errors.ConfigError("x"), True, Severity.FATAL, Reason.INTERNAL),
         (fx.Create("l"), errors.Ambiguous("x"), False, Severity.RETRY, Reason.INTERNAL),
         (fx.Create("l"), errors.Permanent("x"), False, Severity.UNSUITABLE, Reason.PROVISIONING_FAILED),
-        (fx.ChooseOffer(), errors.NoCapacity("x"), False, Severity.FATAL, Reason.NO_CAPACITY),
+        (fx.ChooseOffer(), errors.NoCapacity("x"), False, Severity.RETRY, Reason.NO_CAPACITY),
         (fx.ShipInputs("l", None), errors.DatasetError("x"), True, Severity.FATAL, Reason.TRANSFER_FAILED),
         (fx.ShipInputs("l", None), errors.DigestMismatch("x"), True, Severity.RETRY, Reason.INTERNAL),
     ],

@@ -1,0 +1,122 @@
+"""Asks the drivers of a job's places what there is, and picks by the job's strategy.
+
+Rules for editing: what is better than what is decided in ``policy.choice``; here it is asked for, and what was passed over is told. A
+place that cannot answer is passed over only when it has had its chances: the next one may cost more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remote_trainer import log
+from remote_trainer.effects import ChooseOffer, Seen
+from remote_trainer.errors import DriverError, NoCapacity, RemoteTrainerError, TransportError, UsageError
+from remote_trainer.model import Job, Offer, Place, Strategy
+from remote_trainer.policy import Lot, estimate, evictions, fits, is_avoided, needs, pick, with_bid
+from remote_trainer.ports import Driver
+from remote_trainer.worker.market import failed_offers
+from remote_trainer.worker.shop import Shop
+
+_log = log.get()
+
+_CHANCES = 3  # so often a place that is only disturbed is asked again before another one is taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What to ask for: the offer and its rivals, all of one place."""
+
+    place: int
+    offer: Offer
+    rivals: tuple[Offer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one place has."""
+
+    lots: Sequence[Lot] = ()
+    passed: int = 0  # offers that do not fit
+    error: RemoteTrainerError | None = None
+
+
+async def choose(shop: Shop, job: Job, seen: Seen) -> Choice:
+    """Return the choice. NoCapacity if no place has a machine that fits; else the error of one that could not answer."""
+    attempt, strategy = job.attempts[-1], job.provision.strategy
+    patient = ChooseOffer not in seen.troubles or seen.troubles[ChooseOffer].count < _CHANCES
+    answers: list[_Answer] = []
+    for batch in _batches(job, strategy):
+        batched = await asyncio.gather(*(_ask(shop, job, index) for index in batch))
+        for answer in batched:
+            if patient and answer.error is not None and answer.error.transient:
+                raise answer.error
+        answers += batched
+        if any(not lot.avoided for answer in batched for lot in answer.lots):
+            break  # the places that come later are not better, and need not be asked
+    lots = [lot for answer in answers for lot in answer.lots]
+    dice = random.Random(f"{attempt.label} {len(attempt.refused)}").random()  # noqa: S311 - spreads workers over offers, keeps no secret
+    chosen = pick(lots, estimate(job), strategy, dice=dice, count=max(place.provision.race for place in job.places))
+    if not chosen:
+        raise _nothing(job, answers)
+    place = chosen[0].place
+    first, *rivals = [lot.offer for lot in chosen[: max(1, job.places[place].provision.race)]]
+    for offer in (first, *rivals):
+        shop.market.take(offer.id)
+    if job.fallbacks:
+        _log.info(log.event("provisioning"), action="place_chosen", place=place, driver=first.driver, offer=first.id)
+    return Choice(place=place, offer=first, rivals=tuple(rivals))
+
+
+def _batches(job: Job, strategy: Strategy) -> Sequence[Sequence[int]]:
+    """Return the places in the order they are asked in; those of one batch together."""
+    every = range(len(job.places))
+    return [every] if strategy in (Strategy.CHEAPEST, Strategy.FASTEST) else [(index,) for index in every]
+
+
+async def _ask(shop: Shop, job: Job, index: int) -> _Answer:
+    """Return what one place has, or why it cannot say."""
+    place = job.places[index]
+    try:
+        driver = shop.driver(place.driver, place.options)
+        offers = await _offers(driver, job, place)
+    except (DriverError, TransportError, UsageError) as error:
+        if job.fallbacks:
+            _log.warning(log.event("provisioning"), action="place_failed", place=index, driver=place.driver, error=str(error))
+        return _Answer(error=error)
+    if not driver.abilities.borrowed:
+        avoid = await shop.market.avoid(job)
+    else:
+        avoid = failed_offers(job) if job.fallbacks else frozenset()
+    wanted = needs(job.plan, place)
+    suitable = [offer for offer in offers if not fits(offer, wanted, job.limits)]
+    lots = [Lot(offer=offer, place=index, avoided=is_avoided(offer, avoid)) for offer in suitable]
+    return _Answer(lots=lots, passed=len(offers) - len(lots))
+
+
+async def _offers(driver: Driver, job: Job, place: Place) -> Sequence[Offer]:
+    """Return what is for rent on demand and, where that is wished for and still wise, what somebody may take back from us."""
+    wanted, terms = needs(job.plan, place), place.provision
+    found = list(await driver.offers(wanted))
+    if terms.spot and driver.abilities.spot and evictions(job) < terms.max_evictions:
+        found += [with_bid(offer, terms.bid_margin, job.limits) for offer in await driver.offers(wanted, spot=True)]
+    return found
+
+
+def _nothing(job: Job, answers: Sequence[_Answer]) -> RemoteTrainerError:
+    """Return what to raise where no place has a machine."""
+    errors = [answer.error for answer in answers if answer.error is not None]
+    disturbed = next((error for error in errors if error.transient), None)
+    if disturbed is not None or len(errors) == len(answers):
+        return disturbed or errors[0]
+    words = "; ".join(_words(job, index, answer) for index, answer in enumerate(answers))
+    return NoCapacity(f"{words}: ask for less, or use another driver", driver=job.driver, operation="offers")
+
+
+def _words(job: Job, index: int, answer: _Answer) -> str:
+    place = job.places[index]
+    if answer.error is not None:
+        return f"driver {place.driver} cannot say what it has: {answer.error}"
+    return f"driver {place.driver} has no machine that fits {needs(job.plan, place)} among {answer.passed} offers"
