@@ -28,7 +28,7 @@ from tests.support.s3 import S3Bucket, S3Server  # noqa: E402
 from tests.support.sshd import SshdServer  # noqa: E402
 
 _CHEAPEST_FIRST = ("unit", "sim", "contract", "integration", "train", "e2e")
-_LEFT_OUT = "left out"
+_LEFT_OUT, _NOT_ASKED_FOR = "left out", "not asked for"
 _RUNS_BEFORE = pytest.StashKey[int]()
 _TALLIES = pytest.StashKey[dict[tuple[str, str], evidence.Tally]]()
 
@@ -55,7 +55,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out a test whose part is missing; the check runs once per suite."""
+    """Leave out a test whose part is missing; the check runs once per suite. One that costs money is left out unless it is asked for."""
+    if item.get_closest_marker("live") and (reason := suites.not_asked_for()):
+        item.user_properties.append((_NOT_ASKED_FOR, reason))
+        pytest.skip(reason)
     for suite in suites.CHECKS:
         if item.get_closest_marker(suite) and (reason := suites.missing(suite)):
             item.user_properties.append((_LEFT_OUT, suite))
@@ -100,7 +103,8 @@ def _left_out(config: pytest.Config) -> dict[str, str]:
     """What was not run, a suite or a single test, and why: from the reports, which processes side by side send to the first one."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
-    return {dict(getattr(report, "user_properties", ())).get(_LEFT_OUT, report.nodeid): _reason(report) for report in skipped}
+    told = [(dict(getattr(report, "user_properties", ())), report) for report in skipped]
+    return {about.get(_LEFT_OUT, report.nodeid): _reason(report) for about, report in told if _NOT_ASKED_FOR not in about}
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -60,3 +60,10 @@ def needed_by(fixtures: Iterable[str]) -> set[str]:
     """The suites that a test belongs to by the fixtures it asks for, so that no marker can be forgotten."""
     wanted = set(fixtures)
     return {suite for suite, names in _FIXTURES.items() if wanted.intersection(names)}
+
+
+def not_asked_for() -> str | None:
+    """Why tests that spend money at a real provider do not run, or None. They are nobody's duty: nothing is missing without them."""
+    if ORIGINAL.get("REMOTE_TRAINER_TEST_LIVE") != "1":
+        return "spends money: only with REMOTE_TRAINER_TEST_LIVE=1"
+    return None if ORIGINAL.get("VAST_API_KEY") else "VAST_API_KEY is not set"
