@@ -6,8 +6,10 @@
     │   ├── DatasetError              the data cannot be used as it is
     │   ├── ConfigError               a setting, profile or credential is wrong
     │   ├── NotFound                  no such job, tool, driver, step
-    │   └── Conflict                  the name or id is taken, or the move is illegal
+    │   ├── Conflict                  the name or id is taken, or the move is illegal
+    │   └── Overdrawn                 the tenant's account does not hold what the job may cost
     ├── LeaseLost                     control flow: drop the job, log at info
+    ├── SpendingHeld                  a cap, a budget or the provider's credit leaves no room now
     ├── DriverError                   driver, operation, attempt label; one of three kinds
     │   ├── Transient                 try again later (``retry_after_s``)
     │   ├── Permanent                 trying again cannot help
@@ -112,8 +114,27 @@ class Conflict(UsageError):
     http_status = 409
 
 
+class Overdrawn(UsageError):
+    """The tenant's account does not hold what the job may cost."""
+
+    exit_code = 8
+    http_status = 402
+
+
 class LeaseLost(RemoteTrainerError):
     """Another worker owns the job now: drop it and touch nothing."""
+
+
+class SpendingHeld(RemoteTrainerError):
+    """A cap of the installation, a budget of the tenant or the provider's credit leaves no room for another machine now."""
+
+    exit_code = 9
+    http_status = 402
+    transient = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
 
 
 class DriverError(RemoteTrainerError):

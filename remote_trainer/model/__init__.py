@@ -11,6 +11,7 @@ from remote_trainer.model.attempt import Artifact, Attempt, Checkpoint, Manifest
 from remote_trainer.model.basics import SCHEMA, JobId, Phase, Reason, Token, Verdict
 from remote_trainer.model.inputs import Chunk, Input
 from remote_trainer.model.job import Job, Lease, Limits, Place, Provision, Strategy
+from remote_trainer.model.ledger import Entry, EntryKind
 from remote_trainer.model.machine import HostFacts, Instance, InstanceState, Offer
 from remote_trainer.model.plan import Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
 from remote_trainer.model.records import Event, LogChunk, Metric, log_stream
@@ -21,6 +22,8 @@ __all__ = [
     "Attempt",
     "Checkpoint",
     "Chunk",
+    "Entry",
+    "EntryKind",
     "Event",
     "HostFacts",
     "Input",

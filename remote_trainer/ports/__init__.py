@@ -25,8 +25,8 @@ from remote_trainer.ports.driver import (
     Surveyor,
 )
 from remote_trainer.ports.host import Ended, Follow, FollowItem, Heartbeat, Host, Output, RemoteFile, StepSpec, StepStatus
-from remote_trainer.ports.objects import Objects, StoredObject
-from remote_trainer.ports.store import Change, JobQuery, Page, Renewal, Store
+from remote_trainer.ports.objects import Objects, Outbox, StoredObject
+from remote_trainer.ports.store import Change, JobQuery, Ledger, Page, Renewal, Store
 from remote_trainer.ports.transport import Channel, Completed, Progress, Transport
 
 __all__ = [
@@ -48,7 +48,9 @@ __all__ = [
     "Heartbeat",
     "Host",
     "JobQuery",
+    "Ledger",
     "Objects",
+    "Outbox",
     "Output",
     "Page",
     "Progress",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 from remote_trainer.model import (
+    Entry,
     Event,
     Job,
     JobId,
@@ -28,6 +30,7 @@ class Change:
     events: tuple[Event, ...] = ()
     logs: tuple[LogChunk, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    entries: tuple[Entry, ...] = ()  # of the ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,26 @@ class Renewal:
     cancelling: frozenset[JobId]
 
 
+class Ledger(Protocol):
+    """Durable truth about tenants' money: entries are added and never changed. Errors as of the store, of which it is a part."""
+
+    async def post(self, entries: Sequence[Entry]) -> None:
+        """Add entries. One whose id is there already is left as it is: posting twice changes nothing. Any balance will do."""
+        ...
+
+    async def balance(self, tenant: str) -> Decimal | None:
+        """Return what a tenant has left, US dollars; None for one that no entry but charges was ever posted for: it has no account."""
+        ...
+
+    async def balances(self) -> Mapping[str, Decimal]:
+        """Return what every tenant with an account has left."""
+        ...
+
+    async def entries(self, tenant: str, *, job: JobId | None = None, after: int = 0, limit: int = 1000) -> Sequence[Entry]:
+        """Return a tenant's entries (of one job) with ``seq > after`` in order."""
+        ...
+
+
 class Store(Protocol):
     """Durable truth about jobs. All verbs raise StoreUnavailable when it cannot be reached; nothing was written then, or all of it.
 
@@ -79,8 +102,17 @@ class Store(Protocol):
         """Return this store's id (6 lower-case letters/digits, made once): part of every instance label."""
         ...
 
-    async def submit(self, job: Job) -> None:
-        """Insert a QUEUED job. Conflict if the id exists, or its name is that of an unfinished job of the same tenant."""
+    @property
+    def ledger(self) -> Ledger:
+        """Return the accounts of this store's tenants."""
+        ...
+
+    async def submit(self, job: Job, entries: Sequence[Entry] = ()) -> None:
+        """Insert a QUEUED job, and entries of its tenant with it: both or nothing.
+
+        Conflict if the id exists, or its name is that of an unfinished job of the same tenant. Overdrawn if the tenant's balance would be
+        below zero with the entries, whoever else submits at the same time.
+        """
         ...
 
     async def get(self, job_id: JobId) -> Job:
@@ -120,9 +152,9 @@ class Store(Protocol):
     async def save(self, changes: Sequence[Change]) -> frozenset[JobId]:
         """Write each change atomically under its token, all in one transaction where the backend can. Returns the stale ones' ids.
 
-        Of a stale change nothing is written: no document, event, log or metric. A log chunk must begin where the stream ends: one that
-        begins earlier is cut to its new part (so a repeated write changes nothing); a gap raises InvariantBroken. ``cancel_requested_at``
-        of the document is ignored.
+        Of a stale change nothing is written: no document, event, log, metric or entry. A log chunk must begin where the stream ends: one
+        that begins earlier is cut to its new part (so a repeated write changes nothing); a gap raises InvariantBroken. An entry whose id
+        is there is left as it is. ``cancel_requested_at`` of the document is ignored.
         """
         ...
 
@@ -159,5 +191,5 @@ class Store(Protocol):
         ...
 
     def export(self) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield every record as a JSON-ready mapping with a ``kind`` (job, event, log (base64), metric)."""
+        """Yield every record as a JSON-ready mapping with a ``kind`` (job, event, log (base64), metric, entry)."""
         ...

@@ -34,10 +34,11 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
 from remote_trainer.document import from_json, job_from_document
 from remote_trainer.errors import ConfigError, Conflict, DocumentTooNew, InvariantBroken, NotFound, StoreUnavailable
-from remote_trainer.model import SCHEMA, Event, Job, JobId, Lease, Metric, Phase, Token
+from remote_trainer.model import SCHEMA, Entry, Event, Job, JobId, Lease, Metric, Phase, Token
 from remote_trainer.ports import Change, JobQuery, Page, Renewal
 from remote_trainer.store import mongo_news, mongo_tail, records
-from remote_trainer.store.mongo_layout import LAYOUT, NEVER, connected, described, lay_out, new_document, translated
+from remote_trainer.store.mongo_layout import LAYOUT, NEVER, connected, copy_new, described, lay_out, new_document, translated
+from remote_trainer.store.mongo_ledger import MongoLedger
 from remote_trainer.store.mongo_tail import Document, Tail
 from remote_trainer.store.watchers import Watchers
 
@@ -45,7 +46,6 @@ _OURS = {"finished": False, "schema": {"$lte": SCHEMA}, "phase": {"$in": list(re
 _QUEUE = [("priority", DESCENDING), ("created_us", ASCENDING), ("_id", ASCENDING)]
 _NEWEST = [("created_us", DESCENDING), ("_id", DESCENDING)]
 
-_DUPLICATE = 11000
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
@@ -56,6 +56,7 @@ class MongoStore:
         self._place = described(url)
         self._client, self._database = connected(url)
         self._jobs = self._database["jobs"]
+        self.ledger = MongoLedger(self._database, self._using, self._now)
         self._watchers = Watchers(self._follow)
         self._me = secrets.token_hex(8)
         self._marks = itertools.count()
@@ -74,9 +75,12 @@ class MongoStore:
                 raise self._too_new()
             await lay_out(self._database)
             deployment = "".join(secrets.choice(_ALPHABET) for _ in range(6))
-            for name, fields in (("deployment", {"id": deployment}), ("layout", {"version": LAYOUT})):
+            for name, change in (
+                ("deployment", {"$setOnInsert": {"id": deployment}}),
+                ("layout", {"$max": {"version": LAYOUT}}),
+            ):
                 with contextlib.suppress(DuplicateKeyError):  # another process migrates too
-                    await self._database["meta"].update_one({"_id": name}, {"$setOnInsert": fields}, upsert=True)
+                    await self._database["meta"].update_one({"_id": name}, change, upsert=True)
             version = (await self._client.server_info())["version"]
         return f"MongoDB {version} at {self._place}, layout {LAYOUT}"
 
@@ -94,11 +98,11 @@ class MongoStore:
 
     # ---- jobs
 
-    async def submit(self, job: Job) -> None:
-        """Insert a QUEUED job."""
+    async def submit(self, job: Job, entries: Sequence[Entry] = ()) -> None:
+        """Insert a QUEUED job, and entries of its tenant."""
         if job.phase is not Phase.QUEUED:
             raise InvariantBroken(f"job {job.id} was submitted in phase {job.phase}: only a queued one can be")
-        async with self._using():
+        async with self._using(), self.ledger.drawing(job, entries):
             try:
                 await self._jobs.insert_one({**new_document(job), "by": self._mark(), "changed": await self._now()})
             except DuplicateKeyError as error:
@@ -225,6 +229,9 @@ class MongoStore:
                         tails.append((row, self._tail(row, live)))
                 written = await self._replace(tails)
                 pending = {tail.job_id: pending[tail.job_id] for _, tail in tails if tail.job_id not in written}
+            if paid := [change.job_id for change in changes if change.entries]:
+                with contextlib.suppress(PyMongoError):  # the save is done; what is left there the next reader posts
+                    await self.ledger.collect({"_id": {"$in": paid}})
         self._watchers.ring({change.job_id for change in changes}, queue=False)
         return frozenset(stale)
 
@@ -238,13 +245,15 @@ class MongoStore:
         """Copy the old tails, put the new ones; returns whose was put: the others have changed since they were read."""
         if not tails:
             return set()
-        await self._copy("records", (each for row, _ in tails for each in row["tail"]["records"]))
-        await self._copy("logs", (each for row, _ in tails for each in row["tail"]["logs"]))
+        for name in ("records", "logs"):
+            await copy_new(self._database[name], [each for row, _ in tails for each in row["tail"][name]])
         mark = self._mark()
         updates = []
         for row, tail in tails:
             same = {"_id": tail.job_id, "token": row["token"], "saves": row["saves"], "holder": {"$ne": None}}
             update = self._news({**tail.fields(), "saves": row["saves"] + 1, "saved": mark})
+            if tail.entries:
+                update["$push"] = {"entries": {"$each": tail.entries}}
             updates.append(UpdateOne(same, update))
         ids = {tail.job_id for _, tail in tails}
         self._unsure |= ids
@@ -253,17 +262,6 @@ class MongoStore:
         if result.matched_count == len(updates):
             return ids
         return {JobId(row["_id"]) async for row in self._jobs.find({"_id": {"$in": list(ids)}, "saved": mark}, {"_id": 1})}
-
-    async def _copy(self, collection: str, documents: Iterable[Document]) -> None:
-        rows = list(documents)
-        if not rows:
-            return
-        try:
-            await self._database[collection].insert_many(rows, ordered=False)
-        except BulkWriteError as error:
-            details = error.details or {}
-            if details.get("writeConcernErrors") or any(each["code"] != _DUPLICATE for each in details["writeErrors"]):
-                raise
 
     # ---- records
 
@@ -327,13 +325,15 @@ class MongoStore:
             async with self._using():
                 rows = await self._jobs.find({"_id": {"$gt": after}}).sort("_id", ASCENDING).limit(100).to_list()
             if not rows:
-                return
+                break
             after = rows[-1]["_id"]
             for row in rows:
                 document = records.with_wish(json.loads(row["document"]), row.get("cancel_at"))
                 yield {"kind": "job", "job": row["_id"], "document": document}
                 async for record in records.records_of(self, JobId(row["_id"])):
                     yield record
+        async for entry in self.ledger.export():
+            yield records.entry_record(entry)
 
     # ---- the way to the server
 

@@ -6,10 +6,12 @@ the client's exceptions. A URL may carry a password: only ``described`` may be s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     BulkWriteError,
@@ -32,7 +34,7 @@ Document = dict[str, Any]
 Client = AsyncMongoClient[Document]
 Database = AsyncDatabase[Document]
 
-LAYOUT = 1
+LAYOUT = 2
 
 #: When the lease of a job ends that nobody holds.
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,6 +44,7 @@ PATIENCE_S = 10
 
 _REFUSED = {13, 18, 8000}  # Unauthorized, AuthenticationFailed, Atlas's own
 _INVALID = 121  # DocumentValidationFailure
+_DUPLICATE = 11000
 
 _JOB_SCHEMA = {
     "bsonType": "object",
@@ -87,6 +90,17 @@ _LOG_SCHEMA = {
     "properties": {"bytes": {"bsonType": "binData"}},
 }
 
+_ACCOUNT_SCHEMA = {
+    "bsonType": "object",
+    "required": ["version", "seq", "micros", "opened", "tail"],
+    "properties": {"micros": {"bsonType": ["int", "long"]}, "opened": {"bsonType": "bool"}},
+}
+_ENTRY_SCHEMA = {
+    "bsonType": "object",
+    "required": ["tenant", "seq", "body"],
+    "properties": {"tenant": {"bsonType": "string"}, "body": {"bsonType": "string"}},
+}
+
 _UNFINISHED = {"finished": False}
 
 COLLECTIONS: dict[str, tuple[Document, list[IndexModel]]] = {
@@ -107,6 +121,7 @@ COLLECTIONS: dict[str, tuple[Document, list[IndexModel]]] = {
             IndexModel([("created_us", DESCENDING), ("_id", DESCENDING)], name="newest"),
             IndexModel([("holder", ASCENDING)], name="held", partialFilterExpression={"holder": {"$type": "string"}}),
             IndexModel([("changed", ASCENDING)], name="changed"),
+            IndexModel([("tenant", ASCENDING)], name="unposted", partialFilterExpression={"entries": {"$exists": True}}),
         ],
     ),
     "records": (
@@ -117,6 +132,8 @@ COLLECTIONS: dict[str, tuple[Document, list[IndexModel]]] = {
         _LOG_SCHEMA,
         [IndexModel([("job", ASCENDING), ("stream", ASCENDING), ("start", ASCENDING)], name="of_stream", unique=True)],
     ),
+    "accounts": (_ACCOUNT_SCHEMA, []),
+    "ledger": (_ENTRY_SCHEMA, [IndexModel([("tenant", ASCENDING), ("seq", ASCENDING)], name="of_tenant", unique=True)]),
 }
 
 
@@ -167,6 +184,18 @@ def connected(url: str) -> tuple[Client, Database]:
     # Without the journal a majority can forget what it acknowledged; without a time limit a lost majority blocks for ever.
     durable = WriteConcern("majority", j=True, wtimeout=PATIENCE_S * 1000)
     return client, client.get_database(name, write_concern=durable, read_concern=ReadConcern("majority"))
+
+
+async def copy_new(collection: AsyncCollection[Document], rows: Sequence[Document]) -> None:
+    """Insert rows with fixed keys, but for those that are there."""
+    if not rows:
+        return
+    try:
+        await collection.insert_many(rows, ordered=False)
+    except BulkWriteError as error:
+        details = error.details or {}
+        if details.get("writeConcernErrors") or any(each["code"] != _DUPLICATE for each in details["writeErrors"]):
+            raise
 
 
 async def lay_out(database: Database) -> None:

@@ -34,6 +34,7 @@ class Tail:
     records: list[Document]
     logs: list[Document]
     columns: Document
+    entries: list[str]  # of the ledger, on their way there
     there: set[tuple[str, str]]  # records (kind, body) that are not to be added again
 
     @classmethod
@@ -41,7 +42,7 @@ class Tail:
         """Return the empty tail that follows what the document says; ``repeated``: that may hold what will be added."""
         streams = {each["name"]: each["size"] for each in document["streams"]}
         there = {(each["kind"], each["body"]) for each in document["tail"]["records"]} if repeated else set()
-        return cls(document["_id"], streams, dict(document["counts"]), [], [], {}, there)
+        return cls(document["_id"], streams, dict(document["counts"]), [], [], {}, [], there)
 
     def add(self, change: Change) -> None:
         """Add a change; InvariantBroken for a gap in a log, another job's document, or too much at once."""
@@ -55,6 +56,7 @@ class Tail:
             self._record("event", event)
         for metric in change.metrics:
             self._record("metric", metric)
+        self.entries += [to_json(entry).decode() for entry in change.entries]
         for chunk in change.logs:
             size = self.streams.setdefault(chunk.stream, 0)
             if data := records.new_part(self.job_id, chunk, size):

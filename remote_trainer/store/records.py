@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from remote_trainer import log
 from remote_trainer.document import job_from_document, to_document
-from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken
-from remote_trainer.model import JobId, Lease, LogChunk, Phase, Token
+from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken, Overdrawn
+from remote_trainer.model import Entry, JobId, Lease, LogChunk, Phase, Token
 from remote_trainer.ports import Store
 
 _log = log.get()
@@ -85,3 +86,29 @@ async def records_of(store: Store, job_id: JobId) -> AsyncIterator[Mapping[str, 
         after = metrics[-1][0]
         for seq, metric in metrics:
             yield {"kind": "metric", "job": job_id, "seq": seq, "metric": to_document(metric)}
+
+
+def micros(amount: Decimal) -> int:
+    """Return US dollars as whole millionths; InvariantBroken if they are not."""
+    scaled = amount.scaleb(6)
+    if scaled != scaled.to_integral_value():
+        raise InvariantBroken(f"{amount} is not a whole number of millionths: round it before it is posted")
+    return int(scaled)
+
+
+def dollars(millionths: int) -> Decimal:
+    """Return what `micros` was made of."""
+    return Decimal(millionths).scaleb(-6)
+
+
+def overdrawn(tenant: str, there: int, wanted: int) -> Overdrawn:
+    """Return the refusal of a tenant that has less than is wanted, both in millionths of a dollar."""
+    return Overdrawn(
+        f"the account of {tenant} holds {dollars(there):.2f} $, and the job may cost {dollars(wanted):.2f} $: lower --max-cost, "
+        "wait for other jobs to end, or have more granted (remote-trainer ledger grant)"
+    )
+
+
+def entry_record(entry: Entry) -> Mapping[str, Any]:
+    """Return an entry for an export."""
+    return {"kind": "entry", "tenant": entry.tenant, "entry": to_document(entry)}

@@ -22,15 +22,16 @@ from typing import Any
 
 from remote_trainer.document import from_json, job_from_document, to_json
 from remote_trainer.errors import Conflict, InvariantBroken, NotFound
-from remote_trainer.model import SCHEMA, Event, Job, JobId, Lease, Metric, Phase, Token
+from remote_trainer.model import SCHEMA, Entry, Event, Job, JobId, Lease, Metric, Phase, Token
 from remote_trainer.ports import Change, JobQuery, Page, Renewal
 from remote_trainer.store import records
 from remote_trainer.store.connection import Connection
+from remote_trainer.store.sqlite_ledger import SqliteLedger, add_entries
 from remote_trainer.store.touch import touches
 from remote_trainer.store.watchers import Watchers
 
 #: The layout of the tables (``PRAGMA user_version``): how many migrations sqlite.sql has.
-LAYOUT = 1
+LAYOUT = 2
 
 #: How often other processes' writes are looked for, seconds: where touches are told it is only a safety net.
 _TOLD_S, _POLL_S = 1.0, 0.02
@@ -64,6 +65,7 @@ class SqliteStore:
         self._path = path
         self._file = Connection(path, schema=LAYOUT, clock=clock)
         self._watchers = Watchers(self._follow)
+        self.ledger = SqliteLedger(self._file, SQL)
 
     # ---- the store itself
 
@@ -85,8 +87,8 @@ class SqliteStore:
 
     # ---- jobs
 
-    async def submit(self, job: Job) -> None:
-        """Insert a QUEUED job."""
+    async def submit(self, job: Job, entries: Sequence[Entry] = ()) -> None:
+        """Insert a QUEUED job, and entries of its tenant."""
         if job.phase is not Phase.QUEUED:
             raise InvariantBroken(f"job {job.id} was submitted in phase {job.phase}: only a queued one can be")
         row = {
@@ -100,6 +102,7 @@ class SqliteStore:
         def insert(database: sqlite3.Connection) -> None:
             (number,) = database.execute(SQL["submit"], row).fetchone()
             database.execute(SQL["add_document"], {"job": number, "body": _text(job)})
+            self.ledger.draw(database, job.tenant, entries)
 
         try:
             await self._file.write(insert)
@@ -264,6 +267,8 @@ class SqliteStore:
                 }
                 async for record in records.records_of(self, JobId(job_id)):
                     yield record
+        async for entry in self.ledger.export():
+            yield records.entry_record(entry)
 
     async def _rows(self, statement: str, /, **values: Any) -> list[tuple[Any, ...]]:
         return await self._file.read(lambda database: database.execute(SQL[statement], values).fetchall())
@@ -290,6 +295,7 @@ class _Save:
         self._append("add_event", ((change.job_id, event) for change in live for event in change.events))
         self._append("add_metric", ((change.job_id, metric) for change in live for metric in change.metrics))
         self._write_logs([change for change in live if change.logs])
+        add_entries(database, SQL, [entry for change in live for entry in change.entries])
 
     def _write_jobs(self, changes: Iterable[Change]) -> None:
         for change in changes:

@@ -62,6 +62,19 @@ CREATE TABLE logs (
 );
 CREATE UNIQUE INDEX logs_of_segment ON logs (segment, stream, start);
 
+-- migration_2: the ledger of tenants' money
+CREATE TABLE entries (
+    seq    INTEGER PRIMARY KEY,
+    id     TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    job    TEXT,
+    kind   TEXT NOT NULL,
+    micros INTEGER NOT NULL,               -- millionths of a US dollar
+    body   TEXT NOT NULL
+);
+CREATE INDEX entries_of_tenant ON entries (tenant, kind, micros);
+CREATE INDEX entries_of_job ON entries (job);
+
 -- set_meta: write one fact about the store, unless it is there
 INSERT OR IGNORE INTO meta (key, value) VALUES (:key, :value);
 
@@ -186,3 +199,13 @@ ORDER BY extents.start, logs.start;
 
 -- export: documents as they are, in order of submission
 SELECT number, id, body, cancel_at FROM jobs JOIN documents ON job = number WHERE number > :after ORDER BY number LIMIT :limit;
+
+-- add_entry: append to the ledger, unless it is there
+INSERT OR IGNORE INTO entries (id, tenant, job, kind, micros, body) VALUES (?, ?, ?, ?, ?, ?);
+
+-- balances: what tenants have left; charges are told and do not count
+SELECT tenant, sum(micros) FROM entries WHERE kind <> 'charge' AND (:tenant IS NULL OR tenant = :tenant) GROUP BY tenant ORDER BY tenant;
+
+-- entries: a tenant's entries behind a sequence number
+SELECT seq, body FROM entries
+WHERE (:tenant IS NULL OR tenant = :tenant) AND (:job IS NULL OR job = :job) AND seq > :after ORDER BY seq LIMIT :limit;

@@ -36,10 +36,11 @@ from remote_trainer.testing.store_contract_jobs import (
     submit_all,
     submitted_and_claimed,
 )
+from remote_trainer.testing.store_contract_money import Accounts
 from remote_trainer.testing.store_peer import make_job, one_write, peer
 
 
-class StoreContract(JobsAndLeases):
+class StoreContract(JobsAndLeases, Accounts):
     """The suite."""
 
     #: How many random stories are played against the model.

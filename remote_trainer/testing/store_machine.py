@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 import hypothesis
 from hypothesis import strategies as st
 
-from remote_trainer.errors import Conflict, InvariantBroken, NotFound
-from remote_trainer.model import JobId, Phase, Token
+from remote_trainer.errors import Conflict, InvariantBroken, NotFound, Overdrawn
+from remote_trainer.model import Entry, EntryKind, JobId, Phase, Token
 from remote_trainer.ports import Change, JobQuery, Store
 from remote_trainer.store.open import open_store
 from remote_trainer.testing.store_peer import make_job, one_write
 
 JOBS = tuple(JobId(f"job{number}") for number in range(3))
 HOLDERS = ("a", "b")
+DRAWN = 2  # by each job, where there is an account
 
 _jobs = st.sampled_from(JOBS)
 _holders = st.sampled_from(HOLDERS)
@@ -36,6 +38,7 @@ ACTS = st.one_of(
         st.just("save"), st.lists(st.tuples(_jobs, _tokens, st.sampled_from((False, False, False, True))), max_size=4), st.none()
     ),
     st.tuples(st.just("finish"), _jobs, _tokens),
+    st.tuples(st.just("grant"), st.integers(0, 2), st.integers(-1, 3)),
 )
 
 
@@ -58,11 +61,16 @@ class Model:
     """A store without time, durability or contention."""
 
     jobs: dict[JobId, Known] = field(default_factory=dict)
+    account: dict[str, int] = field(default_factory=dict)  # entry → amount
 
     def submit(self, job_id: JobId, priority: int) -> object:
-        """Insert, or say Conflict."""
+        """Insert, or say Conflict or Overdrawn; where there is an account, a job draws two on it."""
         if job_id in self.jobs:
             return Conflict
+        if self.account:
+            if sum(self.account.values()) < DRAWN:
+                return Overdrawn
+            self.account[f"reserve/{job_id}"] = -DRAWN
         self.jobs[job_id] = Known(priority, JOBS.index(job_id))
         return None
 
@@ -124,7 +132,13 @@ class Model:
         if not self._owns(job_id, token):
             return {job_id}
         self.jobs[job_id].finished = True
+        self.account.setdefault(f"settle/{job_id}", 1)
         return set()
+
+    def grant(self, number: int, amount: int) -> object:
+        """Post an entry, unless it is there."""
+        self.account.setdefault(f"grant/{number}", amount)
+        return None
 
     def _owns(self, job_id: JobId, token: int) -> bool:
         return job_id in self.jobs and self.jobs[job_id].token == token and self.jobs[job_id].holder is not None
@@ -138,7 +152,8 @@ class Player:
         self._model = model
 
     async def submit(self, job_id: JobId, priority: int) -> object:
-        await self._store.submit(make_job(job_id, priority=priority, age=9 - JOBS.index(job_id)))
+        drawn = [_entry(f"reserve/{job_id}", -DRAWN)] if await self._store.ledger.balance("default") is not None else []
+        await self._store.submit(make_job(job_id, priority=priority, age=9 - JOBS.index(job_id)), drawn)
         return None
 
     async def claim(self, holder: str, limit: int) -> object:
@@ -171,7 +186,12 @@ class Player:
 
     async def finish(self, job_id: JobId, token: int) -> object:
         job = replace(make_job(job_id), phase=Phase.DONE)
-        return set(await self._store.save([Change(job_id=job_id, token=Token(token), job=job)]))
+        change = Change(job_id=job_id, token=Token(token), job=job, entries=(_entry(f"settle/{job_id}", 1),))
+        return set(await self._store.save([change]))
+
+    async def grant(self, number: int, amount: int) -> object:
+        await self._store.ledger.post([_entry(f"grant/{number}", amount)])
+        return None
 
     async def same(self) -> None:
         """Compare everything that can be read."""
@@ -184,6 +204,13 @@ class Player:
             assert sum((await self._store.log_streams(job_id)).values()) == each.writes * 8
         running = {each.holder for each in known.values() if each.running}
         assert set(await self._store.holders()) == running
+        account = self._model.account
+        assert {entry.id: entry.amount for entry in await self._store.ledger.entries("default")} == account
+        assert await self._store.ledger.balance("default") == (sum(account.values()) if account else None)
+
+
+def _entry(name: str, amount: int) -> Entry:
+    return Entry(id=name, tenant="default", kind=EntryKind.GRANT, amount=Decimal(amount), at=make_job("any").created_at)
 
 
 def _tokens_of(leases: dict[JobId, int]) -> dict[JobId, Token]:
@@ -199,7 +226,7 @@ async def play(url: str, story: list[tuple[str, object, object]]) -> None:
         for act, first, second in story:
             try:
                 said = await getattr(player, act)(first, second)
-            except (Conflict, InvariantBroken, NotFound) as error:
+            except (Conflict, InvariantBroken, NotFound, Overdrawn) as error:
                 said = type(error)
             assert said == getattr(model, act)(first, second), (act, first, second)
         await player.same()

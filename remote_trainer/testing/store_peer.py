@@ -10,8 +10,10 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 
-from remote_trainer.model import Event, Job, JobId, LogChunk, Plan, PlannedStep, Token
+from remote_trainer.errors import Overdrawn
+from remote_trainer.model import Entry, EntryKind, Event, Job, JobId, LogChunk, Plan, PlannedStep, Token
 from remote_trainer.ports import Change, Store
 from remote_trainer.store.open import open_store
 
@@ -61,7 +63,22 @@ async def save(store: Store, job_id: str, token: str, count: str) -> None:
         print(number, flush=True)
 
 
-VERBS: dict[str, Callable[..., Awaitable[None]]] = {"claim_all": claim_all, "submit": submit, "save": save}
+async def draw(store: Store, tenant: str, amount: str, count: str) -> None:
+    """Submit jobs that each draw so much on the tenant's account; say of each whether it was drawn or refused."""
+    for number in range(int(count)):
+        job = make_job(f"peer{number}", tenant=tenant)
+        reserve = Entry(
+            id=f"reserve/{job.id}", tenant=tenant, kind=EntryKind.RESERVE, amount=-Decimal(amount), at=job.created_at, job=job.id
+        )
+        try:
+            await store.submit(job, [reserve])
+        except Overdrawn:
+            print("refused", flush=True)
+        else:
+            print("drawn", flush=True)
+
+
+VERBS: dict[str, Callable[..., Awaitable[None]]] = {"claim_all": claim_all, "submit": submit, "save": save, "draw": draw}
 
 
 @asynccontextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from decimal import Decimal
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from remote_trainer.document import to_json
 from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken, StoreUnavailable
 from remote_trainer.model import JobId
 from remote_trainer.ports import Change, JobQuery, Store
@@ -23,7 +26,8 @@ from remote_trainer.testing.store_contract_jobs import (
     note,
     submitted_and_claimed,
 )
-from remote_trainer.testing.store_peer import one_write, peer
+from remote_trainer.testing.store_contract_money import RICH, entry, reserve
+from remote_trainer.testing.store_peer import make_job, one_write, peer
 from tests.support.mongo import MongoServer
 
 pytest.importorskip("pymongo")
@@ -32,6 +36,7 @@ from pymongo import MongoClient
 from pymongo.errors import WriteError
 
 from remote_trainer.store.mongo import MongoStore
+from remote_trainer.store.mongo_layout import NEVER as NEVER_CLAIMED
 from remote_trainer.store.mongo_layout import Document
 
 
@@ -210,3 +215,44 @@ class TestServerFaults:
         await self.fail(store, {"times": 1}, failCommands=["find"], errorCode=13)
         with pytest.raises(ConfigError, match="refuses us"):
             await store.get(JobId("one"))
+
+
+class TestUnfinishedPostings:
+    """What a process that died has left halfway in a MongoDB store's ledger."""
+
+    @pytest.fixture
+    async def store(self, mongo_uri: str) -> AsyncIterator[MongoStore]:
+        store = MongoStore(database_of(mongo_uri, name := f"rt_{secrets.token_hex(6)}"))
+        await store.migrate()
+        yield store
+        await store.close()
+        with MongoClient[Document](mongo_uri) as client:
+            client.drop_database(name)
+
+    async def test_what_a_save_left_in_the_job_is_posted_by_the_next_reader(self, store: MongoStore) -> None:
+        """A worker that died between its save and the posting loses no entry, and none is posted twice."""
+        lease = await submitted_and_claimed(store)
+        left = [to_json(entry("s1", "2")).decode()] * 2
+        await store._jobs.update_one({"_id": lease.job.id}, {"$set": {"entries": left}})
+        assert await store.ledger.balances() == {RICH: Decimal(2)}
+        assert "entries" not in (await store._jobs.find_one({"_id": lease.job.id}) or {})
+        await store._jobs.update_one({"_id": lease.job.id}, {"$set": {"entries": left, "tenant": RICH}})
+        assert await store.ledger.balance(RICH) == Decimal(2)
+
+    @pytest.mark.parametrize(("age", "left"), [(timedelta(minutes=59), "1"), (timedelta(minutes=61), "4")])
+    async def test_what_a_dead_submit_drew_is_given_back(self, store: MongoStore, age: timedelta, left: str) -> None:
+        """After an hour, when no submit can still be on its way to insert its job."""
+        await store.ledger.post([entry("g1", "4")])
+        await store.ledger._change(RICH, [reserve("ghost", "3")], opening=JobId("ghost"))
+        await store._database["accounts"].update_one({"_id": RICH}, {"$set": {"opening.0.at": (await store._now()) - age}})
+        for _ in range(2):
+            assert await store.ledger.balance(RICH) == Decimal(left)
+
+    async def test_a_submit_that_died_after_the_job_was_queued_keeps_its_reservation(self, store: MongoStore) -> None:
+        """The note it left is taken away, and the job is paid."""
+        await store.ledger.post([entry("g1", "4")])
+        await store.ledger._change(RICH, [reserve("job", "3")], opening=JobId("job"))
+        await store.submit(make_job("job", tenant=RICH))
+        await store._database["accounts"].update_one({"_id": RICH}, {"$set": {"opening.0.at": NEVER_CLAIMED}})
+        assert await store.ledger.balance(RICH) == Decimal(1)
+        assert (await store._database["accounts"].find_one({"_id": RICH}) or {})["opening"] == []

@@ -15,7 +15,7 @@ import pytest
 
 from remote_trainer.errors import ConfigError, DocumentTooNew, InvariantBroken, StoreUnavailable
 from remote_trainer.ports import JobQuery, Store
-from remote_trainer.store import connection, touch
+from remote_trainer.store import connection, sqlite, touch
 from remote_trainer.store.sqlite import SqliteStore
 from remote_trainer.testing.store_contract import StoreContract
 from remote_trainer.testing.store_contract_jobs import LOG, NEVER, NewUrl, log, submitted_and_claimed
@@ -120,6 +120,25 @@ async def test_a_newer_layout_is_left_alone(opened: SqliteStore, path: Path) -> 
     for verb in (later.migrate, later.holders):
         with pytest.raises(DocumentTooNew, match="newer"):
             await verb()
+    await later.close()
+
+
+async def test_a_file_of_the_first_layout_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs, tokens and id stay; the ledger is there then; until it is migrated the file says what to do."""
+    with monkeypatch.context() as before:
+        before.setattr(sqlite, "LAYOUT", 1)
+        old = SqliteStore(path)
+        await old.migrate()
+        known = await old.deployment()
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            assert not database.execute("SELECT name FROM sqlite_master WHERE name = 'entries'").fetchall()
+        await old.close()
+    later = SqliteStore(path)
+    with pytest.raises(ConfigError, match="db migrate"):
+        await later.holders()
+    await later.migrate()
+    assert await later.deployment() == known
+    assert await later.ledger.balances() == {}
     await later.close()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from remote_trainer.document import from_json, to_json
 from remote_trainer.errors import InvariantBroken, NotFound
-from remote_trainer.model import SCHEMA, Event, Job, JobId, Lease, LogChunk, Token
+from remote_trainer.model import SCHEMA, Entry, Event, Job, JobId, Lease, LogChunk, Token
 from remote_trainer.ports import Change, Renewal
 from remote_trainer.testing.sim.loop import EPOCH
 
@@ -41,6 +41,7 @@ class SimStore:
     def __init__(self, world: World) -> None:
         self._world = world
         self.rows: dict[JobId, Row] = {}
+        self.ledger: dict[str, Entry] = {}
 
     def submit(self, job: Job) -> None:
         """Insert a job."""
@@ -114,6 +115,8 @@ class SimStore:
         for chunk in change.logs:
             self._append(row, chunk)
         row.events += change.events
+        for entry in change.entries:
+            self.ledger.setdefault(entry.id, entry)
         if change.job is not None:
             row.saves += 1
             before, row.job = row.job, replace(change.job, cancel_requested_at=row.job.cancel_requested_at)
