@@ -1,8 +1,8 @@
 """The supervisor with a fault before any of its lines: a copy of it that can be struck wherever one of its processes is at work.
 
 Each line of a function, each branch of a `case`, and each line of the shell in which a step's script runs gets a call of `_at LINE $?`
-in front, which keeps `$?`. `Strike` names a line, the verb in which it is reached, the how-manieth time, and what happens there; `reached`
-records which lines a scenario passes, so that a test can strike at each of them.
+in front, which keeps `$?`. `Strike` names a line, the verb in which it is reached, and what happens there the first time; a `Scenario`
+finds out which lines it passes, so that a test can strike at each of them.
 
 Rules for editing: the copy does what the original does until it is struck; no line of the original is known by number here.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,10 +25,7 @@ _at() { # LINE STATUS
         read -r _at_pid _at_rest </proc/self/stat
         [ -z "${RT_TRACE-}" ] || printf '%s %s %s\n' "${_verb-step}" "$1" "$(($$ != _at_pid))" >>"$RT_TRACE"
         case "${RT_STRIKE-}" in
-            "${_verb-step} $1 "*)
-                _at_passed=$((${_at_passed-0} + 1))
-                case $RT_STRIKE in *" $_at_passed "*) mkdir "$RT_STRUCK" 2>/dev/null && _strike "${RT_STRIKE##* }" ;; esac
-                ;;
+            "${_verb-step} $1 "*) mkdir "$RT_STRUCK" 2>/dev/null && _strike "${RT_STRIKE##* }" ;;
         esac
     fi
     return "$2"
@@ -62,15 +59,14 @@ class Strike:
 
     verb: str
     line: int
-    nth: int
     action: str
 
     def environment(self, folder: Path) -> dict[str, str]:
         """What makes the copy strike; the folder appears when it does."""
-        return {"RT_STRIKE": f"{self.verb} {self.line} {self.nth} {self.action}", "RT_STRUCK": str(folder)}
+        return {"RT_STRIKE": f"{self.verb} {self.line} {self.action}", "RT_STRUCK": str(folder)}
 
     def __str__(self) -> str:
-        return f"{self.action} at {self.verb}:{self.line}#{self.nth}"
+        return f"{self.action} at {self.verb}:{self.line}"
 
 
 def _branch(line: str) -> int:
@@ -118,20 +114,21 @@ def install(host: Host) -> None:
     host.script.write_text(instrumented())
 
 
-def strikes(trace: Path, actions: tuple[str, ...], times: int) -> list[Strike]:
-    """A strike for each action at each line of a trace, the first few times it is passed."""
-    passed: Counter[tuple[str, int]] = Counter()
+def strikes(trace: Path, actions: tuple[str, ...]) -> list[Strike]:
+    """A strike for each action at each line of a trace."""
+    passed: set[tuple[str, int]] = set()
     subshell: set[tuple[str, int]] = set()
     for entry in trace.read_text().splitlines():
         verb, line, sub = entry.split()
-        passed[verb, int(line)] += 1
+        passed.add((verb, int(line)))
         if sub == "1":
             subshell.add((verb, int(line)))
-    found = []
-    for (verb, number), count in sorted(passed.items()):
-        for nth in range(1, min(count, times) + 1):
-            found += [Strike(verb, number, nth, action) for action in actions if action != "parent" or (verb, number) in subshell]
-    return found
+    return [
+        Strike(verb, line, action)
+        for verb, line in sorted(passed)
+        for action in actions
+        if action != "parent" or (verb, line) in subshell
+    ]
 
 
 def came_there(host: Host, job: str) -> bool:
@@ -193,3 +190,24 @@ class Play:
             assert starts <= 1 and (starts or not state.startswith(f"exited code={code} ")), state
         eventually(lambda: not self.host.processes(f"RT_MARK=:{self.job}/".encode()), "nobody left")
         return state
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is played, and which verbs are struck in it."""
+
+    play: Callable[[Play], None]
+    verbs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.play.__name__
+
+    @property
+    def traced(self) -> str:
+        """The job in which nothing is struck."""
+        return f"traced-{self}"
+
+    def strikes(self, host: Host, actions: tuple[str, ...]) -> list[Strike]:
+        """Every strike there is: at each line that is passed, the first time."""
+        self.play(Play(host, self.traced))
+        return [strike for strike in strikes(host.folder / f"trace-{self.traced}", actions) if strike.verb in self.verbs]

@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.supervisor_host import Host, Kind, Reply, eventually, running
-from tests.integration.supervisor_lines import Play, Strike, came_there, install, strikes
+from tests.integration.supervisor_host import Host, Kind, Reply, eventually, running_small
+from tests.integration.supervisor_lines import Play, Scenario, Strike, came_there, install
 from tests.integration.test_supervisor_owners import at_once
 from tests.support.evidence import Tally
 from tests.support.rig import heavy
@@ -31,17 +29,9 @@ SEED = os.environ.get("RT_SEED", "7")  # chooses them
 @contextmanager
 def small(kind: Kind) -> Iterator[Host]:
     """A host whose root is a disk of 256 kB and 150 files."""
-    with running(kind) as host:
+    with running_small(kind, "256k", names=150) as host:
         install(host)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=150", "tmpfs", str(host.root)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-            pytest.skip("needs root, to mount a small file system")
-        try:
-            host.ok("init", "inc1")
-            yield host
-        finally:
-            host.end()
-            subprocess.run(["umount", "-l", str(host.root)], check=True)
+        yield host
 
 
 def make_room(host: Host) -> None:
@@ -135,17 +125,6 @@ def init(play: Play) -> None:
     assert play.host.ok("init", "inc3").line == "inc inc1"
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What is played, and the verbs in which the disk fills up."""
-
-    play: Callable[[Play], None]
-    verbs: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return self.play.__name__
-
-
 SCENARIOS = [
     Scenario(start, ("launch", "__supervise", "__command", "step")),
     Scenario(stop, ("stop", "__supervise")),
@@ -158,9 +137,8 @@ SCENARIOS = [
 
 def fill_up(host: Host, scenario: Scenario, sample: int, evidence: Tally) -> None:
     """Plays the scenario, once for each line from which on the disk is full, or for some of them."""
-    scenario.play(Play(host, f"traced-{scenario}"))
-    found = [s for s in strikes(host.folder / f"trace-traced-{scenario}", ("data", "names"), 1) if s.verb in scenario.verbs]
-    host.run("clean", f"traced-{scenario}", 1000)
+    found = scenario.strikes(host, ("data", "names"))
+    host.run("clean", scenario.traced, 1000)
     chosen: list[Strike] = random.Random(SEED).sample(found, min(sample, len(found))) if sample else found
     for number, strike in enumerate(chosen):
         try:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
 from tests.integration.supervisor_host import Host, Kind, eventually, running
-from tests.integration.supervisor_lines import Play, Strike, came_there, install, strikes
+from tests.integration.supervisor_lines import Play, Scenario, Strike, came_there, install
 from tests.support.evidence import Tally
 from tests.support.rig import heavy
 
@@ -19,7 +17,7 @@ pytestmark = [pytest.mark.shells, pytest.mark.fault("supervisor-killed")]
 SHELLS = [Kind("dash"), Kind("bash"), Kind("busybox")]
 SAMPLE = 4  # strikes in each scenario and shell where not all are tried
 SEED = os.environ.get("RT_SEED", "7")  # chooses them
-INNOCENT = ("launch", "stop", "cancel", "clean", "prep", "secrets")  # killing these takes nothing from the step itself
+KILLS = ("process", "parent", "all")
 
 
 def start_and_end(play: Play) -> None:
@@ -50,25 +48,7 @@ def stop(play: Play) -> None:
     assert play.happened("term") <= 1
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What is played, and which verbs are struck in it."""
-
-    play: Callable[[Play], None]
-    verbs: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return self.play.__name__
-
-
 SCENARIOS = [Scenario(start_and_end, ("launch", "__supervise", "__command", "step")), Scenario(stop, ("stop", "__supervise"))]
-
-
-def struck(host: Host, scenario: Scenario, times: int) -> list[Strike]:
-    """Every strike there is in a scenario: at each line that it passes."""
-    scenario.play(Play(host, "traced"))
-    trace = host.folder / "trace-traced"
-    return [strike for strike in strikes(trace, ("process", "parent", "all"), times) if strike.verb in scenario.verbs]
 
 
 def survive(host: Host, scenario: Scenario, chosen: list[Strike], evidence: Tally) -> None:
@@ -95,7 +75,7 @@ def test_a_kill_at_some_lines(kind: Kind, scenario: Scenario, evidence: Tally) -
     """A sample of the lines, another one each day."""
     with running(kind) as host:
         install(host)
-        found = struck(host, scenario, 1)
+        found = scenario.strikes(host, KILLS)
         survive(host, scenario, random.Random(SEED).sample(found, SAMPLE), evidence)
 
 
@@ -106,4 +86,4 @@ def test_a_kill_at_every_line(kind: Kind, scenario: Scenario, evidence: Tally) -
     """Each process of the supervisor is killed before each line, the first time that it comes there."""
     with running(kind) as host:
         install(host)
-        survive(host, scenario, struck(host, scenario, 1), evidence)
+        survive(host, scenario, scenario.strikes(host, KILLS), evidence)

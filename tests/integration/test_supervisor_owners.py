@@ -45,6 +45,14 @@ def tokens(count: int) -> list[int]:
     return random.sample([*mixed, NEWEST], count)
 
 
+def race(host: Host, round_: int, count: int) -> tuple[str, Path, list[int], list[tuple[object, ...]]]:
+    """A job that has seen a token, the step's own record, and that many owners' tokens with what each calls."""
+    job, record = f"race-{round_}", host.folder / f"record-{round_}"
+    host.ok("cancel", job, "other", SEEN)
+    fences, script = tokens(count), f"echo start >>{record}; exit 3"
+    return job, record, fences, [("launch", job, "s.1", fence, "inc1", f"n{i}", 1, 0, script) for i, fence in enumerate(fences)]
+
+
 def agree(replies: list[Reply], fences: list[int], record: Path, host: Host, job: str) -> None:
     """Everybody was told the one claim there is, or why he is not to know it."""
     for reply, fence in zip(replies, fences, strict=True):
@@ -65,12 +73,7 @@ def test_of_fifty_owners_one_starts(kind: Kind, evidence: Tally) -> None:
     """Stale, equal and newer tokens at once: one start, of which the step keeps its own record; the highest token is remembered."""
     with running(kind) as host:
         for round_ in range(ROUNDS):
-            job, record = f"race-{round_}", host.folder / f"record-{round_}"
-            host.ok("cancel", job, "other", SEEN)
-            fences, script = tokens(STARTERS), f"echo start >>{record}; exit 3"
-            calls: list[tuple[object, ...]] = [
-                ("launch", job, "s.1", fence, "inc1", f"n{i}", 1, 0, script) for i, fence in enumerate(fences)
-            ]
+            job, record, fences, calls = race(host, round_, STARTERS)
             replies = at_once(host, calls)
             if all(reply.code for reply in replies):  # each found a newer one before its own claim: the newest asks again
                 replies.append(host.ok("start", job, "s.1", NEWEST, "inc1", "again", 1, 0))
@@ -87,13 +90,8 @@ def test_of_starters_and_cancellers_one_wins(kind: Kind, evidence: Tally) -> Non
     """Twenty who start and ten who cancel: the step started once, or it never will, and all who were answered know which."""
     with running(kind) as host:
         for round_ in range(ROUNDS):
-            job, record = f"race-{round_}", host.folder / f"record-{round_}"
-            host.ok("cancel", job, "other", SEEN)
-            fences, script = tokens(30), f"echo start >>{record}; exit 3"
-            calls: list[tuple[object, ...]] = [
-                ("launch", job, "s.1", fence, "inc1", f"n{i}", 1, 0, script) if i % 3 else ("cancel", job, "s.1", fence)
-                for i, fence in enumerate(fences)
-            ]
+            job, record, fences, calls = race(host, round_, 30)
+            calls[::3] = [("cancel", job, "s.1", fence) for fence in fences[::3]]
             replies = at_once(host, calls)
             state = host.end_of(job, "s.1")
             agree(replies, fences, record, host, job)
