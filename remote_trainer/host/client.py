@@ -15,7 +15,7 @@ import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from remote_trainer.host import protocol, scripts
+from remote_trainer.host import protocol, scripts, watchman
 from remote_trainer.host.depot import Depot, relative
 from remote_trainer.host.follow import PING_S, LogFollow
 from remote_trainer.model import HostFacts, Token
@@ -108,6 +108,10 @@ class SupervisedHost:
 
     async def clean(self, key: str, token: Token) -> None:
         self._check(await self._run("clean", key, str(token), timeout_s=600), f"removing the folders of {key}")
+
+    async def keep_watch(self, key: str, orders: watchman.Orders) -> None:
+        """Have the machine end itself should all of us be gone."""
+        await watchman.keep(self._transport, self._root, key, orders)
 
     async def digests(self) -> frozenset[str]:
         return await self._depot.digests()

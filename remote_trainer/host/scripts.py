@@ -13,12 +13,14 @@ from pathlib import Path
 from remote_trainer.host.protocol import NOT_INSTALLED, WIPED, failure
 from remote_trainer.ports import Completed, Transport
 
-SCRIPTS = ("supervisor", "depot")
+SCRIPTS = ("supervisor", "depot", "watchman")
 
-# "~" is the host's home. Without the file "inc" nobody has set this disk up: it is new, or it was wiped.
+# "~" is the host's home. Without the file "inc" nobody has set this disk up: it is new, or it was wiped. The time of change of "spoken"
+# tells the watchman that we are alive.
 _CALL = (
     'case $1 in "~" | "~/"*) RT_ROOT=$HOME${1#"~"};; *) RT_ROOT=$1;; esac; export RT_ROOT; script=$RT_ROOT/bin/$2; shift 2; '
-    f'[ -f "$script" ] || {{ [ -f "$RT_ROOT/inc" ] && exit {NOT_INSTALLED}; exit {WIPED}; }}; exec sh "$script" "$@"'
+    f'[ -f "$script" ] || {{ [ -f "$RT_ROOT/inc" ] && exit {NOT_INSTALLED}; exit {WIPED}; }}; '
+    '{ true >"$RT_ROOT/spoken"; } 2>/dev/null; exec sh "$script" "$@"'
 )
 # Read from stdin: the text ends with the call, so an upload that was cut short installs nothing and calls nothing.
 _INSTALL = """\

@@ -1009,6 +1009,9 @@ verb_clean() { # JOB FENCE
         read_state
         case $STATE in running* | orphan*) die $EX_BUSY "busy: $STEP_NAME is $STATE" ;; esac
     done
+    grep -lsF "RT_WATCH==$JOB_NAME=$RT_ROOT=" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,' | while read -r _pid; do
+        kill -KILL "$_pid" 2>/dev/null # the job's watchman, where it had one: see watchman.sh
+    done
     attempt rm -rf "$JOB/s" "$JOB/w" "$JOB/lease" "$JOB/digests" "$WITNESSES" || give_up "$JOB"
     say ok
 }

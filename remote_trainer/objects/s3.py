@@ -131,6 +131,14 @@ class S3Objects:
             Watch(), lambda: self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=expires)
         )
 
+    async def presign_put(self, key: str, *, expires_s: int) -> str:
+        """Return a link that works for at most seven days; no request is sent."""
+        parameters = {"Bucket": self._bucket, "Key": self._key(key)}
+        expires = min(expires_s, _LONGEST_LINK_S)
+        return await self._threaded(
+            Watch(), lambda: self._client.generate_presigned_url("put_object", Params=parameters, ExpiresIn=expires)
+        )
+
     async def check(self) -> str:
         try:
             await self._threaded(Watch(), self._probe)

@@ -38,6 +38,8 @@ class Policy:
     reap_grace_s: float = 120.0  # how long such a machine must have been seen before it is destroyed
     reap_unknown_s: float = 3600.0  # the same for a machine of a job that the store does not know: it may be an old copy
     reap_overtime_s: float = 2 * 3600.0  # so long after a job's limit nothing of it is claimed any more, whatever it says
+    orphan_after_s: float = 1800.0  # so long without a word of any worker a rented machine on which no step runs ends itself
+    orphan_hold_s: float = 6 * 3600.0  # the same where outputs would be lost that it could not put into an outbox
     retry_base_s: float = 0.25
     retry_max_s: float = 30.0
     unreachable_note_s: float = 10.0  # silence for that long is worth telling the user

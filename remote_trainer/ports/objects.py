@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from remote_trainer.ports.transport import Progress
 
@@ -56,4 +56,13 @@ class Objects(Protocol):
 
     async def check(self) -> str:
         """Prove that it can be written, read and deleted; returns it in words. Raises ObjectsUnavailable or ConfigError."""
+        ...
+
+
+@runtime_checkable
+class Outbox(Protocol):
+    """What a store may be besides: one to which a machine without credentials can put an object."""
+
+    async def presign_put(self, key: str, *, expires_s: int) -> str:
+        """Return a URL to which that object can be PUT; whoever has it can. What was put there is verified by nobody."""
         ...

@@ -1,6 +1,7 @@
 """What is written down beside the artifacts in the object store: a record for each complete unit, and the manifest of an attempt.
 
     <tenant>/<job>/a<n>/<folder>/<digest>/<name>           the files, as in the output folder; another content has another key
+    <tenant>/<job>/a<n>/farewell.tar                       see ``outbox_key``; counts for nothing
     <tenant>/<job>/records/a<n>/unit-<time>-<name>.json    all files of one unit; written when each of them is verified
     <tenant>/<job>/records/a<n>/manifest-<digest>.json     all artifacts of the attempt; written last
 
@@ -65,6 +66,11 @@ def file_key(tenant: str, job: JobId, attempt: int, path: str, sha256: str) -> s
     """Return the key of one version of a file. No worker, however late, can put another content in its place."""
     folder, slash, name = path.rpartition("/")
     return f"{files_prefix(tenant, job, attempt)}{folder}{slash}{sha256[:_DIGITS]}/{name}"
+
+
+def outbox_key(tenant: str, job: JobId, attempt: int) -> str:
+    """Return the key under which a machine that everybody has left puts all of its outputs, as one tar file that nobody has verified."""
+    return f"{files_prefix(tenant, job, attempt)}farewell.tar"
 
 
 def path_of(key: str, prefix: str) -> str | None:

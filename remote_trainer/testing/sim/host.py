@@ -61,6 +61,10 @@ class SimHost:
 
         await self.send(remove)
 
+    async def keep_watch(self, key: str, orders: object) -> None:
+        """Hear the orders; nobody acts on them."""
+        await self.send(lambda: None, heavy=False)
+
     async def status(self, key: str, step_keys: Sequence[str]) -> Mapping[str, StepStatus]:
         return await self.send(lambda: {each: self._machine.look(key, each) for each in step_keys}, heavy=False)
 
