@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
+import httpx
 import pytest
 
 from remote_trainer.drivers.vastai.api import VastApi
@@ -115,3 +116,24 @@ async def test_one_instance_is_looked_at(service: tuple[SimVast, VastApi]) -> No
     sim.account.key.revoked = True
     with pytest.raises(Permanent, match="VAST_API_KEY"):
         await api.instance("12345")
+
+
+class Odd(httpx.AsyncBaseTransport):
+    """A service that answers everything with these words."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self._status, self._text = status, text
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(self._status, text=self._text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "7", "{}", '{"success": true}', '{"new_contract": true}', '{"new_contract": "7"}', "<html>"]
+)
+async def test_an_odd_answer_to_a_request_to_rent_is_no_refusal(text: str) -> None:
+    """Whatever does not clearly say no may have rented: Transient would mean that nothing was sent."""
+    api = VastApi("http://sim.invalid", "key", pace=Pace(dict.fromkeys(INTERVALS_S, 0.0)), transport=Odd(200, text))
+    with pytest.raises(Ambiguous):
+        await api.create("100", _BODY)
+    await api.close()

@@ -140,11 +140,9 @@ class VastApi:
         Not sent at all once it is later than ``not_after``, seconds since the epoch: Transient.
         """
         await self._turn_to_create(not_after)
-        reply = _mapping(
-            await self._send("create", "PUT", f"/api/v0/asks/{offer_id}/", body=body, timeout=_CREATE_TIMEOUT), "create"
-        )
-        made = reply.get("new_contract")
-        if not isinstance(made, int):
+        reply = await self._send("create", "PUT", f"/api/v0/asks/{offer_id}/", body=body, timeout=_CREATE_TIMEOUT)
+        made = _whole(reply.get("new_contract")) if isinstance(reply, dict) else None
+        if made is None:
             raise Ambiguous("Vast.ai accepted the request to rent and named no instance", driver=_DRIVER, operation="create")
         return made
 

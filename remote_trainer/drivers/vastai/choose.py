@@ -20,6 +20,7 @@ from remote_trainer.model import Offer, Resources
 from remote_trainer.ports import Refusal
 
 _GB = 1000  # the provider counts MB
+ROWS_MAX = 64  # are shown, whatever is asked for
 _DISK_MIN_GB = 10
 _DISK_SHARE = 1.05  # of a rented disk, so much is there before we come: the file system's own, and what logging in needs
 
@@ -46,9 +47,10 @@ def disk_to_rent(wanted_gb: int) -> int:
 
 
 def query(wishes: Wishes, wanted: Resources, *, spot: bool = False) -> dict[str, Any]:
-    """Return the search that finds the cheapest candidates."""
+    """Return the search that finds the candidates with the most performance for the money."""
     found: dict[str, Any] = {
         **wide_query(wanted, spot=spot),
+        "order": [["dlperf_per_dphtotal", "desc"]],
         "direct_port_count": {"gte": 1},
         "disk_space": {"gte": disk_to_rent(wanted.disk_gb)},
         "gpu_ram": {"gte": wanted.vram_gb * _GB},
@@ -78,7 +80,7 @@ def wide_query(wanted: Resources, *, spot: bool = False) -> dict[str, Any]:
         "num_gpus": {"eq": max(1, wanted.gpus)},
         "order": [["dph_total", "asc"]],
         "type": "bid" if spot else "on-demand",
-        "limit": 64,
+        "limit": ROWS_MAX,
         "allocated_storage": float(disk_to_rent(wanted.disk_gb)),
     }
 

@@ -25,12 +25,15 @@ from remote_trainer.drivers.vastai.contacts import Contact, Contacts
 from remote_trainer.drivers.vastai.envelope import Gone, OfferGone
 from remote_trainer.drivers.vastai.farewell import farewell
 from remote_trainer.drivers.vastai.guards import Guards
+from remote_trainer.drivers.vastai.market import Market
 from remote_trainer.drivers.vastai.options import IMAGE, LAG_S, SCHEMA, URL, USER, wishes
 from remote_trainer.errors import Ambiguous, ConfigError, DriverError, RemoteTrainerError, Transient
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 from remote_trainer.ports import Abilities, Charge, DriverSettings, Finding, Spec, Survey, Transport
 
 _ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s=LAG_S)
+# Some images bring a folder that sshd does not trust.
+_ON_START = 'chmod 700 ~/.ssh; chmod 600 ~/.ssh/authorized_keys; chown -R "$(id -u)" ~/.ssh; touch ~/.no_auto_tmux; true'
 _ASK_S = 15.0  # for so long the reply to a request to rent may wait for the key to be attached
 _CHORES_S = 10.0  # and the end of this process for what is cleared away
 
@@ -50,6 +53,7 @@ class VastDriver:
         self.abilities = replace(_ABILITIES, visibility_lag_s=float(options.get("visibility_lag_s", LAG_S)))
         self._wishes = wishes(options)
         self._opened: VastApi | None = None
+        self._market = Market()
         self._contacts = Contacts()
         self._access = Access(lambda: self._api, settings, str(options.get("user", USER)))
         self._guards = Guards(lambda: self._api, lambda: self._api.now())
@@ -68,11 +72,12 @@ class VastDriver:
     # -- the market
 
     async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
-        suitable, _ = sieve(await self._api.offers(query(self._wishes, wanted, spot=spot)), self._wishes, wanted, spot=spot)
+        found = await self._market.look(self._api, query(self._wishes, wanted, spot=spot))
+        suitable, _ = sieve(found, self._wishes, wanted, spot=spot)
         return suitable
 
     async def survey(self, wanted: Resources, *, spot: bool = False) -> Survey:
-        found = await self._api.offers(query(self._wishes, wanted, spot=spot))
+        found = await self._market.look(self._api, query(self._wishes, wanted, spot=spot))
         suitable, _ = sieve(found, self._wishes, wanted, spot=spot)
         every = [*found, *await self._api.offers(wide_query(wanted, spot=spot))]
         _, refused = sieve(every, self._wishes, wanted, spot=spot)
@@ -88,9 +93,11 @@ class VastDriver:
             "label": label,
             "runtype": "ssh_direc ssh_proxy",
             "env": {},
+            "onstart": _ON_START,
             "price": float(offer.price_per_hour - offer.disk_per_hour) if offer.spot else None,
             "cancel_unavail": True,
         }
+        self._market.take(offer.id)
         not_after = math.inf if spec.not_after is None else spec.not_after.timestamp()
         try:
             made = str(await self._api.create(offer.id, body, not_after=not_after))
