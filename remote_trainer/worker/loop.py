@@ -145,7 +145,8 @@ class Worker:
             return  # the lease runs out by itself: a worker that knows the driver may be there
         runner = JobRunner(lease, self._shop)
         self._runners[job_id] = runner
-        self._tasks[job_id] = asyncio.create_task(self._drive(runner), name=f"job:{job_id}")
+        task = self._tasks[job_id] = asyncio.create_task(self._drive(runner), name=f"job:{job_id}")
+        task.add_done_callback(lambda _: self._let_go(runner))
 
     async def _drive(self, runner: JobRunner) -> None:
         job_id = runner.job.id
@@ -166,10 +167,13 @@ class Worker:
             parked = Event(at=self._shop.clock.now(), kind="fault", message=message)
             self._shop.writer.put(Change(job_id=job_id, token=runner.token, events=(parked,)))
             await self._stopping.wait()
-        finally:
-            if self._runners.get(job_id) is runner:  # else we have taken the job again while this runner was ending
-                del self._runners[job_id], self._tasks[job_id]
-            self._changed.set()
+
+    def _let_go(self, runner: JobRunner) -> None:
+        # Not in the task itself: one that is cancelled before its first step never gets to any line of it, and its lease would be
+        # renewed for ever.
+        if self._runners.get(runner.job.id) is runner:  # else we have taken the job again while this runner was ending
+            del self._runners[runner.job.id], self._tasks[runner.job.id]
+        self._changed.set()
 
     # -- keeping them
 

@@ -129,3 +129,19 @@ def test_what_this_version_saves_is_left_alone_by_older_ones(tmp_path: Path) -> 
         assert (row.job.note, row.job.schema) == ("seen", SCHEMA)
 
     lived(tmp_path, True, save, **RUNNING)
+
+
+def test_a_job_that_is_dropped_before_it_began_to_be_driven_can_be_taken_again(tmp_path: Path) -> None:
+    """A worker whose leases ran out in the very moment of a claim does not hold the job for ever without driving it."""
+
+    async def drop(world: World, runner: JobRunner, performer: Performer) -> None:
+        worker = Process(world, "w2", tmp_path, older=False).worker
+        (lease,) = world.store.claim("w2", lease_s=10, limit=1)
+        worker._adopt(lease)
+        task = worker._tasks[lease.job.id]
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert not worker._runners
+
+    lived(tmp_path, False, drop)
