@@ -46,6 +46,8 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("submitted", f"{job['created_at'][:19].replace('T', ' ')} UTC"),
         ("time", out.duration(job["elapsed_s"])),
         ("cost", out.cost(job["cost_usd"], job["projected_cost_usd"])),
+        ("billed", f"${float(job['billed_usd']):.2f} by the provider so far" if job["billed_usd"] else ""),
+        ("reserved", f"${float(job['reserved_usd']):.2f} of {job['tenant']}'s account" if job["reserved_usd"] else ""),
         ("limits", f"{limits['max_hours']:g} h, {out.plural(limits['max_attempts'], 'attempt')}{cap}"),
         ("retry of", job["retry_of"] or ""),
         ("cancel", "requested" if job["cancel_requested"] else ""),

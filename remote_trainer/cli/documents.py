@@ -51,6 +51,8 @@ def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> di
     return {
         **job(value, cost=seen.cost, elapsed_s=elapsed_s),
         "projected_cost_usd": str(seen.projected) if seen.projected is not None else None,
+        "billed_usd": str(seen.billed) if seen.billed is not None else None,
+        "reserved_usd": str(value.reserved) if value.reserved else None,
         "metrics": dict(seen.values),
         "logs": dict(seen.log_sizes),
         "parameters": dict(value.plan.parameters),

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from remote_trainer.cli import database, dataset, drivers, guard, install, jobs, offers, rented, simulate, tools, worker
+from remote_trainer.cli import database, dataset, drivers, guard, install, jobs, ledger, offers, rented, simulate, tools, worker
 
 app = typer.Typer(
     name="remote-trainer",
@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Jobs on rented and borrowed machines. A job is submitted with run-training.",
 )
-for noun in (worker, jobs, tools, drivers, offers, rented, dataset, install, database, simulate):
+for noun in (worker, jobs, tools, drivers, offers, rented, ledger, dataset, install, database, simulate):
     noun.register(app)
 
 

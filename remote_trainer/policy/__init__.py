@@ -6,6 +6,7 @@ user may want to change is a field of ``Policy`` with its unit in the name.
 
 from __future__ import annotations
 
+from remote_trainer.policy.accounts import reservation, settlement
 from remote_trainer.policy.bounds import Unclaimed, deadline, deadman_s, evictions, fruitless, limit, unclaimed, used_up
 from remote_trainer.policy.choice import (
     Estimate,
@@ -58,7 +59,9 @@ __all__ = [
     "projected_cost",
     "raised",
     "rank",
+    "reservation",
     "seconds_left",
+    "settlement",
     "spent_at",
     "step_retry_at",
     "unclaimed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +15,7 @@ from remote_trainer.model import Artifact, Attempt, Event, Job, JobId, Phase
 from remote_trainer.policy import job_cost, projected_cost
 from remote_trainer.ports import JobQuery, Page
 from remote_trainer.service.app import App
+from remote_trainer.service.ledger import billed, enqueue
 from remote_trainer.service.names import find_job, new_job_id
 
 
@@ -26,6 +27,7 @@ class Snapshot:
     at: datetime
     cost: Decimal  # US dollars so far
     projected: Decimal | None  # and of the whole job, if all goes well; None while nothing can be said
+    billed: Decimal | None = None  # what the provider says so far, where it was asked
     values: Mapping[str, float]  # the newest value of each metric, ``progress`` (0 to 1) among them
     log_sizes: Mapping[str, int]  # stream → bytes
 
@@ -54,7 +56,8 @@ async def snapshot(app: App, job_id: JobId) -> Snapshot:
     job = await app.store.get(job_id)
     values: dict[str, float] = {}
     await _merge_metrics(app, job_id, 0, values)
-    return _seen(app, job, values, await app.store.log_streams(job_id))
+    seen = _seen(app, job, values, await app.store.log_streams(job_id))
+    return replace(seen, billed=await billed(app, job))
 
 
 def _seen(app: App, job: Job, values: Mapping[str, float], sizes: Mapping[str, int]) -> Snapshot:
@@ -197,8 +200,7 @@ async def retry(app: App, job_id: JobId) -> Job:
         priority=old.priority,
         retry_of=old.id,
     )
-    await app.store.submit(fresh)
-    return fresh
+    return await enqueue(app, fresh)
 
 
 # ----------------------------------------------------------------------------------------------------------- artifacts

@@ -26,6 +26,7 @@ from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan, plan_digest
 from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
+from remote_trainer.service.ledger import enqueue
 from remote_trainer.service.names import new_job_id
 
 
@@ -135,8 +136,7 @@ async def submit(app: App, order: Order) -> Job:
         limits=checked.limits,
         priority=order.priority,
     )
-    await app.store.submit(job)
-    return job
+    return await enqueue(app, job)
 
 
 async def _check_driver(app: App, checked: Draft) -> None:

@@ -16,7 +16,8 @@ JOB_FIELDS = {
     *("retry_of", "attempts", "step", "exit_code", "created_at", "finished_at", "elapsed_s", "cost_usd"),
 }
 MORE_FIELDS = {
-    *("projected_cost_usd", "metrics", "logs", "parameters", "plan_digest", "driver_options", "limits", "inputs", "tries"),
+    *("projected_cost_usd", "billed_usd", "reserved_usd"),
+    *("metrics", "logs", "parameters", "plan_digest", "driver_options", "limits", "inputs", "tries"),
     *("artifacts", "events"),
 }
 
