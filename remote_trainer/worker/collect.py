@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Collector:
     attempt: int
     label: str
     spool: Path
+    count: Callable[[int], None] = lambda size: None  # told of bytes that were fetched
     _asked: bool = False  # the object store, what it has
     _stored: set[Artifact] = field(default_factory=set)  # what it has, every version
     _known: dict[str, Artifact] = field(default_factory=dict)  # by path, the version that counts
@@ -159,7 +160,7 @@ class Collector:
             if artifact in self._fetched and there == artifact.size:  # waits for the object store: not hashed again each round
                 return
             if there < artifact.size or not artifact.size:
-                await self.host.fetch(self.label, artifact.path, spooled, size=artifact.size)
+                await self._fetch(artifact, spooled, there)
             found = await asyncio.to_thread(_digest, spooled)
         except OSError as error:
             raise ObjectsUnavailable(
@@ -169,6 +170,16 @@ class Collector:
             await asyncio.to_thread(spooled.unlink, missing_ok=True)  # a stale worker of this machine may have been quicker
             raise DigestMismatch(f"{artifact.path} changed while it was fetched")
         self._fetched.add(artifact)
+
+    async def _fetch(self, artifact: Artifact, spooled: Path, there: int) -> None:
+        at = there
+
+        def progress(done: int, total: int) -> None:
+            nonlocal at
+            self.count(max(0, done - at))
+            at = done
+
+        await self.host.fetch(self.label, artifact.path, spooled, size=artifact.size, progress=progress)
 
     def _vanishing(self, unit: Unit) -> bool:
         """Is the job just removing a unit we have? Its marker is as recorded, and files are missing."""

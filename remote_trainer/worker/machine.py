@@ -199,7 +199,7 @@ class Machine:
         except HostLacks:
             facts = await self._shop.facts(host, anew=True)  # somebody may have made room just now
             self._check(facts, host.transport.address)
-        if self._patient.job.plan.resources.gpus and not self._driver.abilities.borrowed:
+        if self.needs.gpus and not self._driver.abilities.borrowed:
             facts = replace(facts, cuda=await self._check_cuda(host))
         if self._patient.job.plan.health:
             await self._check_health(host, self._patient.job.plan.health)
@@ -222,7 +222,7 @@ class Machine:
 
     async def _check_cuda(self, host: SupervisedHost) -> str:
         """Make sure that programs can use the GPUs of a machine that we pay for; where that cannot be tried nvidia-smi is believed."""
-        cuda, wanted = await try_cuda(host.transport), self._patient.job.plan.resources.gpus
+        cuda, wanted = await try_cuda(host.transport), self.needs.gpus
         if cuda.devices is not None and cuda.devices < wanted:
             why = cuda.fault or f"the driver has {cuda.devices} devices, {wanted} needed"
             raise HostLacks(f"{host.transport.address} has GPUs that CUDA cannot use: {why}")

@@ -45,6 +45,7 @@ from remote_trainer.worker.records import newest_checkpoint
 from remote_trainer.worker.script import step_script
 from remote_trainer.worker.ship import fetch_checkpoint, restore, ship
 from remote_trainer.worker.shop import Shop
+from remote_trainer.worker.way import Traffic, Way
 
 
 class Performer:
@@ -55,6 +56,7 @@ class Performer:
         self._machine = Machine(shop, patient)
         self._news = News()
         self._refused: set[Checkpoint] = set()
+        self.traffic = Traffic()
 
     async def perform(self, effect: fx.Effect) -> None:
         """Carry out one effect; returns when it is fulfilled."""
@@ -112,7 +114,8 @@ class Performer:
     async def _ship(self, effect: fx.ShipInputs) -> None:
         host = await self._machine.host()
         depot = Depot(host.transport, host.root)
-        await ship(depot, effect.label, self._patient.job.inputs, Cache(self._shop.cache_dir))
+        way = self._way(effect.label)
+        await ship(depot, effect.label, self._patient.job.inputs, Cache(self._shop.cache_dir), way=way)
         if effect.restore is not None:
             folder = self._shop.spool_dir / self._patient.job.id / f"a{self._machine.attempt.number}" / "restore"
             try:
@@ -120,9 +123,17 @@ class Performer:
             except (NotFound, DigestMismatch) as error:
                 await self._refuse(effect.restore, error)
                 return
-            await restore(depot, effect.label, files)
+            await restore(depot, effect.label, files, progress=way.counting())
             await asyncio.to_thread(shutil.rmtree, folder)
         self._patient.observe(lambda seen: replace(seen, shipped=True))
+
+    def _way(self, label: str) -> Way:
+        """Return the way to the machine. One that costs money must take what its place asks for; another one is as it is."""
+        attempt, place = self._machine.attempt, self._patient.job.place
+        if self._patient.driver.abilities.borrowed:
+            return Way(self.traffic, label)
+        machine = (attempt.offer.machine if attempt.offer else "") or label
+        return Way(self.traffic, label, self._shop.uplink, machine, place.provision.min_mbit)
 
     async def _refuse(self, checkpoint: Checkpoint, error: RemoteTrainerError) -> None:
         """A checkpoint was there when it was looked for, and cannot be read: the next older one will do, or the beginning."""
@@ -175,6 +186,7 @@ class Performer:
             attempt=self._machine.attempt.number,
             label=label,
             spool=self._shop.spool_dir,
+            count=lambda size: self.traffic.fetched.update({label: size}),
         )
 
     async def _copy_metrics(self, label: str) -> None:

@@ -26,6 +26,7 @@ from remote_trainer.errors import DigestMismatch, HostError, HostFull, HostUnrea
 from remote_trainer.host.depot import Begun, Depot, chunk_line, outcome
 from remote_trainer.model import Checkpoint, Input
 from remote_trainer.ports import Channel, Objects, Progress
+from remote_trainer.worker.way import Traffic, Way
 
 _CARRIED = 3 << 19  # bytes that one SSH channel carries in a round trip: three quarters of OpenSSH's window, measured
 _WANTED_RATE = 125_000_000  # bytes a second worth filling: 1 Gbit/s
@@ -37,11 +38,19 @@ _SPARE = 64 << 20  # bytes to leave free on the host
 _REPLY = 4096  # the longest line that makes sense
 
 
-async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *, progress: Progress | None = None) -> None:
+async def ship(
+    depot: Depot,
+    key: str,
+    inputs: Sequence[Input],
+    cache: Cache,
+    *,
+    progress: Progress | None = None,
+    way: Way | None = None,
+) -> None:
     """Make every input complete and verified on the host, for the job with that key (its attempt's label). Idempotent.
 
-    ``progress`` counts bytes of all inputs. DatasetError when a source was edited since it was packed, HostFull before anything is sent,
-    DigestMismatch when bytes keep arriving damaged.
+    ``progress`` counts bytes of all inputs, ``way`` those that are sent. HostLacks when the way is too slow, DatasetError when a source
+    was edited since it was packed, HostFull before anything is sent, DigestMismatch when bytes keep arriving damaged.
     """
     total = sum(given.size for given in inputs)
     before = 0
@@ -50,13 +59,24 @@ async def ship(depot: Depot, key: str, inputs: Sequence[Input], cache: Cache, *,
         if progress:
             progress(before + done, total)
 
+    way = way or Way(Traffic(), key)
     for given in inputs:
-        await _ship(depot, key, given, cache, advance)
+        await _ship(_Errand(depot, key, way), given, cache, advance)
         advance(given.size)
         before += given.size
 
 
-async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Callable[[int], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """For which job, and where to."""
+
+    depot: Depot
+    key: str
+    way: Way
+
+
+async def _ship(errand: _Errand, given: Input, cache: Cache, advance: Callable[[int], None]) -> None:
+    depot, key = errand.depot, errand.key
     asked_at = time.monotonic()
     while (begun := await depot.begin(given, key)) is None:
         await asyncio.sleep(_BUSY_S)  # another job brings it
@@ -65,7 +85,7 @@ async def _ship(depot: Depot, key: str, given: Input, cache: Cache, advance: Cal
         return
     channels = _channels((time.monotonic() - asked_at) / 2)
     packed = await asyncio.to_thread(cache.open, given)
-    transfer = _Transfer(depot, key, given, packed, advance, *_believed(given, begun))
+    transfer = _Transfer(errand, given, packed, advance, *_believed(given, begun))
     await _check_space(depot, given, begun, transfer.left)
     await transfer.run(channels)
     await depot.finish(given, key)
@@ -101,8 +121,7 @@ def _channels(round_trip_s: float) -> int:
 
 @dataclass
 class _Transfer:
-    depot: Depot
-    key: str
+    errand: _Errand
     given: Input
     packed: Packed
     advance: Callable[[int], None]
@@ -119,6 +138,10 @@ class _Transfer:
             self.folders.set()
 
     @property
+    def depot(self) -> Depot:
+        return self.errand.depot
+
+    @property
     def left(self) -> int:
         """Bytes that are not on the host."""
         missing = sum(chunk.size for number, chunk in enumerate(self.given.chunks) if number not in self.got)
@@ -129,11 +152,16 @@ class _Transfer:
         while self.waiting:
             try:
                 async with asyncio.TaskGroup() as group:
-                    watch = group.create_task(self._watch(), name=f"ship {self.given.name} watch")
+                    speed = self.errand.way.judge(self.depot.transport.address, self.left)
+                    watches = [
+                        group.create_task(self._watch(), name=f"ship {self.given.name} watch"),
+                        group.create_task(speed, name=f"ship {self.given.name} speed"),
+                    ]
                     async with asyncio.TaskGroup() as sending:
                         for number in range(min(channels, len(self.waiting))):
                             sending.create_task(self._channel(first=number == 0), name=f"ship {self.given.name} {number}")
-                    watch.cancel()
+                    for watch in watches:
+                        watch.cancel()
             except ExceptionGroup as several:
                 raise _gravest(several) from several
 
@@ -151,7 +179,7 @@ class _Transfer:
     async def _channel(self, *, first: bool) -> None:
         """Send chunks while there are any; returns when the host has answered for each."""
         sent: set[int] = set()
-        async with self.depot.receiving(self.given, self.key) as channel:
+        async with self.depot.receiving(self.given, self.errand.key) as channel:
             listening = asyncio.create_task(self._hear(channel, sent), name=f"ship {self.given.name} replies")
             try:
                 if not first:
@@ -176,9 +204,9 @@ class _Transfer:
         while not listening.done() and (block := await asyncio.to_thread(next, blocks, b"")):
             view = memoryview(cast(bytes, block))
             for at in range(0, len(view), _SLICE):
-                await channel.write(
-                    cast(bytes, view[at : at + _SLICE])
-                )  # any buffer will do: what cannot be sent at once is copied
+                piece = view[at : at + _SLICE]
+                await channel.write(cast(bytes, piece))  # any buffer will do: what cannot be sent at once is copied
+                self.errand.way.count(len(piece))
                 self.moved_at = asyncio.get_running_loop().time()
 
     async def _hear(self, channel: Channel, sent: set[int]) -> None:

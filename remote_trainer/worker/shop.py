@@ -22,6 +22,7 @@ from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
 from remote_trainer.worker.alarm import Alarm
 from remote_trainer.worker.listing import Listing
 from remote_trainer.worker.market import Market
+from remote_trainer.worker.way import Uplink
 from remote_trainer.worker.writer import Writer
 
 _FACTS_S = 20.0  # for so long a host is what it said it was: finding out costs it 40 ms
@@ -45,6 +46,7 @@ class Shop:
     alarm_command: Sequence[str] = ()
     market: Market = field(init=False)
     alarm: Alarm = field(init=False)
+    uplink: Uplink = field(default_factory=Uplink)
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _listings: dict[int, Listing] = field(default_factory=dict)  # by driver, each of which lives as long as this
     # By transport, which each host holds on to. A rented one is remembered as long as somebody holds it: its machine goes, others come.

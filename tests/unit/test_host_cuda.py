@@ -17,7 +17,7 @@ from remote_trainer.effects import Seen
 from remote_trainer.errors import HostLacks
 from remote_trainer.host.cuda import Cuda, read
 from remote_trainer.host.scripts import text
-from remote_trainer.model import HostFacts, Instance, Resources
+from remote_trainer.model import HostFacts, Instance, Place, Resources
 from remote_trainer.ports import Abilities, Completed
 from remote_trainer.worker.machine import Machine
 
@@ -104,10 +104,11 @@ async def prepared(said: str, *, borrowed: bool = False, gpus: int = 1) -> str:
         id="j",
         attempt=SimpleNamespace(instance=instance, facts=None),
         plan=SimpleNamespace(resources=Resources(gpus=gpus), health="", tool="t@1"),
+        place=Place(driver="test"),
     )
-    patient = SimpleNamespace(job=job, seen=seen[0], observe=lambda change: seen.append(change(seen[-1])))
     driver = SimpleNamespace(abilities=Abilities(borrowed=borrowed))
-    await Machine(cast(Any, host), cast(Any, driver), cast(Any, patient)).prepare_host()
+    patient = SimpleNamespace(job=job, driver=driver, seen=seen[0], observe=lambda change: seen.append(change(seen[-1])))
+    await Machine(cast(Any, host), cast(Any, patient)).prepare_host()
     facts = seen[-1].host
     assert facts is not None
     return facts.cuda

@@ -54,7 +54,7 @@ def machine(listed: Instance) -> Machine:
     plan = Plan(tool="t@1", parameters={}, steps=())
     job = Job(id=JobId("j"), name="j", plan=plan, driver="vastai", created_at=NOW, attempts=(attempt,))
     patient = SimpleNamespace(job=job, seen=Seen(since=NOW, instances=(listed,), instances_at=NOW))
-    return Machine(cast(Any, None), cast(Any, None), cast(Any, patient))
+    return Machine(cast(Any, None), cast(Any, patient))
 
 
 def test_another_key_at_another_address_is_another_disk() -> None:
