@@ -18,7 +18,7 @@ from remote_trainer.effects import Create, Destroy, Effect, Seen
 from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
 from remote_trainer.lifecycle import Decision, Moment, decide, forget
 from remote_trainer.model import SCHEMA, Event, Job, Lease
-from remote_trainer.policy import Cost, cost_of
+from remote_trainer.policy import Cost, cost_of, settlement
 from remote_trainer.ports import Change, Driver
 from remote_trainer.worker.perform import Performer
 from remote_trainer.worker.shop import Shop
@@ -123,7 +123,7 @@ class JobRunner:
         events = tuple(_events(self.job, job, self._moment()))
         # As this version writes it: an older worker, which would lose what it does not know, leaves it alone from now on.
         written = replace(job, schema=SCHEMA)
-        await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=written, events=events))
+        await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=written, events=events, entries=settlement(job)))
         before = self.job
         # The wish to cancel may have come in between: it is the store's, not ours to overwrite.
         self.job = replace(job, cancel_requested_at=job.cancel_requested_at or before.cancel_requested_at)
