@@ -9,7 +9,8 @@ import pytest
 
 from remote_trainer.errors import HostError
 from remote_trainer.model import Chunk, Input
-from remote_trainer.worker.ship import _Transfer
+from remote_trainer.worker.ship import _Errand, _Transfer
+from remote_trainer.worker.way import Traffic, Way
 
 GIVEN = Input(name="dataset", source="x", digest="d" * 64, size=1, files=1, chunks=(Chunk(sha256="0" * 64, size=1),))
 
@@ -27,7 +28,8 @@ class Babble:
 async def test_a_host_that_answers_without_end_does_not_fill_our_memory() -> None:
     """A line is short; whoever sends more of one is not believed."""
     depot = SimpleNamespace(transport=SimpleNamespace(address="host"))
-    transfer = _Transfer(cast(Any, depot), "job", GIVEN, cast(Any, None), lambda done: None, set(), {})
+    errand = _Errand(cast(Any, depot), "job", Way(Traffic(), "job"))
+    transfer = _Transfer(errand, GIVEN, cast(Any, None), lambda done: None, set(), {})
     babble = Babble()
     with pytest.raises(HostError, match="host answers without end"):
         await transfer._hear(cast(Any, babble), set())
