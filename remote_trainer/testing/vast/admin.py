@@ -8,7 +8,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
-from remote_trainer.testing.vast import life
+from remote_trainer.testing.vast import spot
 from remote_trainer.testing.vast.provider import Provider
 from remote_trainer.testing.vast.reply import Reply, ok, refusal
 from remote_trainer.testing.vast.routes import Request, Route
@@ -57,7 +57,28 @@ def change_offer(sim: Provider, request: Request) -> Reply:
     if request.number not in sim.market.offers:
         raise refusal(404, "not_found", f"no offer {request.number}")
     sim.market.offers[request.number].update(request.fields)
-    life.floor_moved(sim, request.number)
+    spot.settle(sim, request.number)
+    return ok()
+
+
+def demand(sim: Provider, request: Request) -> Reply:
+    """Let somebody else rent an offer on demand: bids are evicted. For `for_s` seconds, or for ever."""
+    if request.number not in sim.market.offers:
+        raise refusal(404, "not_found", f"no offer {request.number}")
+    seconds = request.fields.get("for_s")
+    sim.wanted_elsewhere(request.number, None if seconds is None else float(seconds))
+    return ok()
+
+
+def moves(sim: Provider, request: Request) -> Reply:
+    """Let the least bids move: `every_s`, `swing` (0.3), `seed` (1); without `every_s` they stand still again."""
+    fields = dict(request.fields)
+    if fields.get("every_s"):
+        sim.spot.let_move(
+            sim, every_s=float(fields["every_s"]), swing=float(fields.get("swing", 0.3)), seed=int(fields.get("seed", 1))
+        )
+    else:
+        sim.spot.moves = None
     return ok()
 
 
@@ -81,6 +102,8 @@ TABLE = (
     Route(method="GET", path="/admin/record/", handler=record),
     Route(method="POST", path="/admin/credit/", handler=credit),
     Route(method="POST", path="/admin/offers/{}/", handler=change_offer),
+    Route(method="POST", path="/admin/offers/{}/demand/", handler=demand),
+    Route(method="POST", path="/admin/market/", handler=moves),
     Route(method="POST", path="/admin/clock/", handler=advance),
     Route(method="POST", path="/admin/limits/", handler=limits),
 )

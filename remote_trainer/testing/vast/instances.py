@@ -46,7 +46,6 @@ class Step(Enum):
     BACK = "back"  # running again, it never was down
     OPEN = "open"  # its door
     KEYS = "keys"  # let in at last
-    RESUME = "resume"
     GONE = "gone"  # also waits for its machine's end
 
 
@@ -157,8 +156,8 @@ class Instance:
 
     # -- what is shown
 
-    def row(self, now: float, *, by_id: bool = False) -> dict[str, Any]:
-        """Return the row that a listing shows, or that a look at this one instance shows."""
+    def row(self, now: float, *, by_id: bool = False, floor: float | None = None) -> dict[str, Any]:
+        """Return the row that a listing shows, or that a look at this one instance shows; `floor` is the least bid that holds it now."""
         up, proxy = self.actual == "running", self._proxy()
         prices = priced({**self.offer, "dph_base": self.gpu_price}, self.disk_gb)
         return {
@@ -182,7 +181,7 @@ class Instance:
             "template_hash_id": None,
             "volume_info": [],
             "is_bid": self.bid is not None,
-            "min_bid": self.bid if self.bid is not None else self.offer["min_bid"],
+            "min_bid": self.offer["min_bid"] if floor is None else floor,
             "disk_space": self.disk_gb,
             "disk_usage": 1.0 if up else -1,
             "disk_util": 0.1 if up else -1,

@@ -58,8 +58,6 @@ def take(sim: Provider, instance: Instance, step: Step, now: float) -> None:
         case Step.KEYS:
             instance.fault = ""
             sim.hands.do(instance.id, "let_in", instance.id, tuple(instance.keys.values()))
-        case Step.RESUME:
-            resume(sim, instance)
         case Step.GONE:
             sim.vanish(instance, now)
 
@@ -151,18 +149,6 @@ def outbid(sim: Provider, instance: Instance, *, shown: str = "stopped") -> None
     instance.queued = True
 
 
-def floor_moved(sim: Provider, offer_id: int) -> None:
-    """Evict bids that are too low for an offer now, and start those again that are not any more."""
-    for instance in sim.live.values():
-        if instance.bid is None or instance.offer["id"] != offer_id or instance.ended_at is not None:
-            continue
-        wins = instance.bid >= float(sim.market.offers[offer_id]["min_bid"])
-        if not wins and instance.intended == "running":
-            outbid(sim, instance)
-        elif wins and instance.queued:
-            resume(sim, instance)
-
-
 def strike(sim: Provider, instance: Instance, fault: Armed, now: float) -> None:
     """Let a fault befall an instance that runs."""
     instance.suffered.add(fault.name)
@@ -178,8 +164,7 @@ def strike(sim: Provider, instance: Instance, fault: Armed, now: float) -> None:
                 instance.schedule(now + fault.seconds, Step.BACK)
         case "run-outbid":
             outbid(sim, instance, shown=fault.shape or "stopped")
-            if fault.seconds is not None:
-                instance.schedule(now + fault.seconds, Step.RESUME)
+            sim.wanted_elsewhere(int(instance.offer["id"]), fault.seconds)
         case "run-reboot" | "run-moved":
             reboot(sim, instance, moved=fault.name == "run-moved")
         case "run-keys-wiped":

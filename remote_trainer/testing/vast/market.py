@@ -7,6 +7,7 @@ the one that is answered.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from remote_trainer.testing.vast.reply import refusal
@@ -34,23 +35,20 @@ class Market:
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.offers: dict[int, Row] = {int(row["id"]): dict(row) for row in rows}
 
-    def search(self, query: Mapping[str, Any]) -> list[Row]:
-        """Return what a query finds, priced for it."""
+    def search(self, query: Mapping[str, Any], floors: Mapping[int, float] = MappingProxyType({})) -> list[Row]:
+        """Return what a query finds, priced for it; `floors` are least bids that are higher than the offer's own."""
         filters = {**_DEFAULTS, **{name: wanted for name, wanted in query.items() if name not in _NOT_FILTERS}}
-        found = [row for row in self.offers.values() if all(_meets(_seen(row), name, ops) for name, ops in filters.items())]
+        every = ({**row, "min_bid": floors.get(number, row.get("min_bid"))} for number, row in self.offers.items())
+        found = [row for row in every if all(_meets(_seen(row), name, ops) for name, ops in filters.items())]
         disk_gb, bid = _number(query.get("allocated_storage"), _DEFAULT_DISK_GB), query.get("type") == "bid"
         shown = [priced(row, disk_gb, bid=bid) for row in found]
         for field, direction in reversed(query.get("order") or [["score", "desc"]]):
             shown.sort(key=lambda row: _sort_key(row.get(field)), reverse=direction == "desc")
         return shown[: min(ROWS_MAX, int(_number(query.get("limit"), ROWS_MAX)))]
 
-    def take(self, offer_id: int) -> None:
-        """Let nobody else have it."""
-        self.offers[offer_id].update(rented=True, rentable=False)
-
-    def release(self, offer_id: int) -> None:
-        """Offer it again."""
-        self.offers[offer_id].update(rented=False, rentable=True)
+    def hold(self, offer_id: int, held: bool) -> None:
+        """Let nobody else have it, or offer it again."""
+        self.offers[offer_id].update(rented=held, rentable=not held)
 
     @property
     def gpu_names(self) -> list[str]:

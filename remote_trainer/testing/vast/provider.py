@@ -6,13 +6,14 @@ One lock around everything; what takes real time is done by `Hands`. What a requ
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from remote_trainer.testing.vast import life
+from remote_trainer.testing.vast import life, spot
 from remote_trainer.testing.vast.account import Account
 from remote_trainer.testing.vast.clock import RunningClock, SimClock
 from remote_trainer.testing.vast.doors import Door
@@ -45,6 +46,7 @@ class Provider:
         self.account = Account(credit)
         self.faults = Faults(lambda: self.now)
         self.schedule = Schedule()
+        self.spot = spot.Spot()
         self.record = Record()
         self.audit: list[dict[str, Any]] = []
         self.live: dict[int, Instance] = {}
@@ -84,12 +86,13 @@ class Provider:
         made.keys = {number: str(row["public_key"]) for number, row in self.account.ssh_keys.items()}
         self.live[made.id] = made
         self.note("created", made, f"${made.gpu_price}/h")
-        if not self.faults.strike("create-duplicate", label=label, offer=offer_id):
-            self.market.take(offer_id)
         if parked:
             made.actual = made.intended = made.current = made.coming = "stopped"
+            made.queued = made.bid is not None
         else:
             life.begin(self, made)
+        if not self.faults.strike("create-duplicate", label=label, offer=offer_id):
+            spot.settle(self, offer_id)
         return made
 
     def _lag(self, name: str, label: str, offer_id: int) -> float:
@@ -143,6 +146,11 @@ class Provider:
         """Keep that a request to rent was refused."""
         self.record.add(Entry(at=self.now, what="refused", label=label, offer=offer_id, detail=detail))
 
+    def wanted_elsewhere(self, offer_id: int, seconds: float | None) -> None:
+        """Somebody else rents an offer on demand for so long; None: for ever."""
+        self.spot.demand[offer_id] = math.inf if seconds is None else self.now + seconds
+        spot.settle(self, offer_id)
+
     # -- money
 
     def cost(self, label: str = "") -> Decimal:
@@ -162,6 +170,7 @@ class Provider:
         for instance in self.live.values():
             if instance.intended != "stopped" and instance.ended_at is None:
                 life.stop(self, instance, "the credit is used up")
+                spot.settle(self, int(instance.offer["id"]))
 
     # -- time
 
@@ -184,8 +193,8 @@ class Provider:
     def _next_due(self) -> float | None:
         steps = [due for each in self.live.values() if (due := each.due()) is not None]
         strikes = [due for each in self.live.values() for _, due in self._strikes(each)]
-        scheduled = self.schedule.next_due()
-        return min((*steps, *strikes, *(() if scheduled is None else (scheduled,))), default=None)
+        others = [due for due in (self.schedule.next_due(), self.spot.next_due()) if due is not None]
+        return min((*steps, *strikes, *others), default=None)
 
     def _strikes(self, instance: Instance) -> list[tuple[Armed, float]]:
         """Return which armed faults will strike an instance that runs, and when."""
@@ -206,6 +215,7 @@ class Provider:
             for fault, at in self._strikes(instance):
                 if at <= now and self.faults.use(fault):
                     life.strike(self, instance, fault, now)
+        self.spot.do(self, now)
         for job in self.schedule.fire(now):
             self._fire(job)
 
@@ -226,8 +236,7 @@ class Provider:
         self.past.append(instance)
         self._tails.append(instance)
         self.hands.forget(instance.id)
-        if all(other.offer["id"] != instance.offer["id"] for other in self.live.values()):
-            self.market.release(int(instance.offer["id"]))
+        spot.settle(self, int(instance.offer["id"]))
         if instance.door is not None:
             instance.door.close()
         self.note("gone", instance, f"${instance.meter.total:.6f}")

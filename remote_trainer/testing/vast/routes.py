@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from remote_trainer.testing.vast import spot
 from remote_trainer.testing.vast.account import Key, invalid_key, too_frequent
 from remote_trainer.testing.vast.provider import Provider, offer_gone
 from remote_trainer.testing.vast.reply import Refused, Reply, ok, refusal
@@ -121,7 +122,8 @@ def search(sim: Provider, request: Request) -> Reply:
         body = {"success": False, "error": "search_quota_exceeded", "msg": "Daily search quota exceeded."}
         return Reply(status=429, body=body, headers={"X-RateLimit-Reset": str(midnight)})
     query = request.fields.get("q", request.fields)
-    return Reply(body={"offers": sim.market.search(query)})
+    bids = {int(each.offer["id"]) for each in sim.live.values() if each.bid is not None}
+    return Reply(body={"offers": sim.market.search(query, {number: spot.floor(sim, number) for number in bids})})
 
 
 def gpu_names(sim: Provider, request: Request) -> Reply:
@@ -202,7 +204,7 @@ def _check_offer(sim: Provider, offer_id: int, body: Mapping[str, Any]) -> bool:
     if sim.account.credit <= 0:
         raise no_credit(offer_id)
     price = body.get("price")
-    low = price is not None and float(price) < float(offer["min_bid"])
+    low = price is not None and float(price) < spot.floor(sim, offer_id)
     if low and body.get("cancel_unavail", False):
         raise offer_gone(410, offer_id)
     return low

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from remote_trainer.testing.vast import life
+from remote_trainer.testing.vast import life, spot
 from remote_trainer.testing.vast.account import invalid_key, too_frequent
 from remote_trainer.testing.vast.instances import Instance
 from remote_trainer.testing.vast.market import meets
@@ -59,7 +59,7 @@ def listing(sim: Provider, request: Request) -> Reply:
     there = [
         each for each in sim.live.values() if each.listed_at <= now and ("label" not in filters or each.found_by_label_at <= now)
     ]
-    rows = [row for row in (each.row(now) for each in there) if meets(row, filters)]
+    rows = [row for row in (_row(sim, each) for each in there) if meets(row, filters)]
     for order in reversed(_json(request.query.get("order_by"), [{"col": "id", "dir": "asc"}])):
         column = str(order["col"])
         rows.sort(key=lambda row: _key(row.get(column)), reverse=order.get("dir") == "desc")
@@ -72,6 +72,10 @@ def listing(sim: Provider, request: Request) -> Reply:
     return ok(
         instances_found=len(page), total_instances=len(rows), label_counts=_label_counts(rows), next_token=token, instances=page
     )
+
+
+def _row(sim: Provider, instance: Instance, *, by_id: bool = False) -> dict[str, Any]:
+    return instance.row(sim.now, by_id=by_id, floor=float(sim.market.offers[int(instance.offer["id"])]["min_bid"]))
 
 
 def _label_counts(rows: list[dict[str, Any]]) -> dict[str, int]:
@@ -98,14 +102,14 @@ def _start(rows: list[dict[str, Any]], token: str | None) -> int:
 def filters(sim: Provider, request: Request) -> Reply:
     """List what the listing can be filtered by."""
     names = ("actual_status", "verification", "gpu_name")
-    rows = [each.row(sim.now) for each in sim.live.values()]
+    rows = [_row(sim, each) for each in sim.live.values()]
     return Reply(body={"filters": [{name: row[name] for name in names} for row in rows]})
 
 
 def show(sim: Provider, request: Request) -> Reply:
     """Show one instance; one that is not there is null."""
     found = sim.find(request.number)
-    return Reply(body={"instances": None if found is None else found.row(sim.now, by_id=True)})
+    return Reply(body={"instances": None if found is None else _row(sim, found, by_id=True)})
 
 
 # -- changing
@@ -132,6 +136,7 @@ def _update(sim: Provider, instance: Instance, fields: Mapping[str, Any]) -> Rep
         case "stopped" if instance.intended != "stopped" or instance.queued:
             instance.queued = False
             life.stop(sim, instance, "asked for")
+            spot.settle(sim, int(instance.offer["id"]))
         case "running" if instance.intended != "running":
             return _start_again(sim, instance)
     return ok()
@@ -140,12 +145,12 @@ def _update(sim: Provider, instance: Instance, fields: Mapping[str, Any]) -> Rep
 def _start_again(sim: Provider, instance: Instance) -> Reply:
     if sim.account.credit <= 0:
         raise refusal(400, "missing_billing", "Your account lacks credit.")
-    floor = float(sim.market.offers[int(instance.offer["id"])]["min_bid"])
-    if instance.bid is not None and instance.bid < floor:
-        instance.queued = True
+    offer_id = int(instance.offer["id"])
+    instance.queued = True
+    spot.settle(sim, offer_id)
+    if instance.queued:
         message = "Required resources are currently unavailable, state change queued."
         return Reply(body={"success": False, "error": "resources_unavailable", "msg": message})
-    life.resume(sim, instance)
     return ok()
 
 
@@ -155,8 +160,8 @@ def change_bid(sim: Provider, request: Request) -> Reply:
     price, offer_id = request.fields.get("price"), int(instance.offer["id"])
     if instance.bid is None:
         return Reply(body={"success": False, "error": "invalid_request", "msg": "The instance is on demand: there is no bid."})
-    instance.bid = float(sim.market.offers[offer_id]["min_bid"]) if price is None else float(price)
-    life.floor_moved(sim, offer_id)
+    instance.bid = spot.floor(sim, offer_id, besides=instance) if price is None else float(price)
+    spot.settle(sim, offer_id)
     return ok()
 
 
