@@ -21,8 +21,8 @@ from typing import Any
 from bench.markets import Market, Row
 from remote_trainer.drivers.vastai.choose import Wishes, disk_to_rent, query, sieve
 from remote_trainer.drivers.vastai.rows import offer
-from remote_trainer.model import Limits, Resources
-from remote_trainer.policy import Estimate, choose_offer, expected_cost, fits
+from remote_trainer.model import Limits, Resources, Strategy
+from remote_trainer.policy import Estimate, Lot, expected_cost, fits, is_avoided, pick
 from remote_trainer.testing.vast.market import Market as Service
 
 _MONTH_H = 720  # of storage
@@ -60,9 +60,11 @@ def ours(market: Market, service: Service, job: Job) -> Iterator[Row]:
     for _ in range(_MORE):
         found = service.search(query(wishes, job.wanted))
         suitable = [one for one in sieve(found, wishes, job.wanted)[0] if not fits(one, job.wanted, Limits())]
-        chosen = choose_offer(suitable, job.run, failed, dice.random())
-        if chosen is None or chosen.id in failed:
+        lots = [Lot(offer=one, avoided=is_avoided(one, failed)) for one in suitable]
+        picked = pick(lots, job.run, Strategy.PREFERRED, dice=dice.random())
+        if not picked or picked[0].avoided:
             return
+        chosen = picked[0].offer
         yield service.offers[int(chosen.id)]
         failed |= {chosen.id, chosen.machine}
 

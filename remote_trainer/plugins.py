@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remote_trainer.errors import ConfigError, Conflict, Fault, NotFound, RecipeError
-from remote_trainer.model import Resources
+from remote_trainer.model import Resources, Strategy
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
 
 DRIVER_GROUP = "remote_trainer.drivers"
 _RECIPE_FILE = "tool.yaml"
+#: What the numbers and words of a profile's limits and provision are.
+_KINDS: Mapping[str, Callable[[Any], Any]] = {
+    "max_hours": float,
+    "max_cost": lambda cost: Decimal(str(cost)),
+    "max_attempts": int,
+    "strategy": Strategy,
+    "race": int,
+    "spot": bool,
+    "max_evictions": int,
+    "bid_margin": lambda margin: Decimal(str(margin)),
+    "raise_bid": bool,
+    "min_mbit": float,
+}
 #: What is never shipped with a tool; as shutil.copytree takes it.
 LITTER = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".DS_Store", ".*_cache")
 
@@ -52,14 +65,16 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A named configuration of a driver; ``file`` is None for a driver used by its own name."""
+    """A named configuration of a driver, or a list of them; ``file`` is None for a driver used by its own name."""
 
     name: str
-    driver: str
+    driver: str  # empty for a list
+    members: tuple[str, ...] = ()  # of a list: the profiles, first choice first
     description: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     limits: Mapping[str, Any] = field(default_factory=dict)  # fields of model.Limits that a job takes if it names none
+    provision: Mapping[str, Any] = field(default_factory=dict)  # likewise of model.Provision
     file: Path | None = None
 
 
@@ -257,6 +272,29 @@ def find_profile(name: str, extra: Sequence[Path] = ()) -> Profile:
     raise _unknown("driver or profile", name, known, search_path("drivers", extra))
 
 
+def find_one(name: str, extra: Sequence[Path] = ()) -> Profile:
+    """Return a profile of one driver. Raises as ``find_profile``, and for a list."""
+    profile = find_profile(name, extra)
+    if profile.members:
+        raise ConfigError(f"{name} is a list of driver profiles: name one of {', '.join(profile.members)}")
+    return profile
+
+
+def find_places(names: str, extra: Sequence[Path] = ()) -> tuple[Profile, ...]:
+    """Return the profiles that ``a,b,c``, or the name of a list, stands for, each of one driver. Raises as ``find_profile``."""
+    found: list[Profile] = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        profile = find_profile(name, extra)
+        members = [find_profile(member, extra) for member in profile.members] or [profile]
+        for member in members:
+            if member.members:
+                raise ConfigError(f"the driver list {profile.name} names {member.name}, which is a list itself: name its members")
+        found += members
+    if not found:
+        raise ConfigError("no driver is named: remote-trainer drivers list shows what there is")
+    return tuple(found)
+
+
 def _profile_files(extra: Sequence[Path]) -> list[Path]:
     files = [file for folder in search_path("drivers", extra) for file in _children(folder)]
     return [file for file in files if file.suffix == ".yaml" and file.is_file()]
@@ -272,10 +310,15 @@ def _read_profile(name: str, file: Path) -> Profile:
     if faults:
         raise RecipeError(f"the driver profile {file} cannot be used:", tuple(faults))
     data = dict(source.data)
-    kinds: Mapping[str, Any] = {"max_hours": float, "max_cost": lambda cost: Decimal(str(cost)), "max_attempts": int}
-    limits = {key: kinds[key](value) for key, value in data.pop("limits", {}).items()}
+    driver = data.pop("driver")
+    members = tuple(driver) if isinstance(driver, list) else ()
+    limits = {key: _KINDS[key](value) for key, value in data.pop("limits", {}).items()}
+    provision = {key: _KINDS[key](value) for key, value in data.pop("provision", {}).items()}
     resources = Resources(**data.pop("resources", {}))
-    return Profile(name=name, file=file, resources=resources, limits=limits, **data)
+    return Profile(
+        name=name, file=file, driver="" if members else driver, members=members,
+        resources=resources, limits=limits, provision=provision, **data,
+    )  # fmt: skip
 
 
 def _entry_points() -> Sequence[EntryPoint]:

@@ -41,6 +41,8 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("tool", job["tool"]),
         ("driver", f"{job['driver']} {out.settings(job['driver_options'])}"),
+        ("or on", ", ".join(place["driver"] for place in job["places"]) if len(job["places"]) > 1 else ""),
+        ("machines", out.settings(job["places"][0]["provision"])),
         ("message", job["message"]),
         ("note", job["note"]),
         ("submitted", f"{job['created_at'][:19].replace('T', ' ')} UTC"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from remote_trainer.errors import RemoteTrainerError
-    from remote_trainer.model import Artifact, Attempt, Event, Job, StepRun
+    from remote_trainer.model import Artifact, Attempt, Event, Job, Place, StepRun
     from remote_trainer.service.jobs import Snapshot
 
 
@@ -25,7 +25,7 @@ def job(value: Job, *, cost: Decimal, elapsed_s: float) -> dict[str, Any]:
         "id": value.id,
         "name": value.name,
         "tool": value.plan.tool,
-        "driver": value.driver,
+        "driver": value.place.driver,
         "tenant": value.tenant,
         "priority": value.priority,
         "phase": value.phase.value,
@@ -45,6 +45,22 @@ def job(value: Job, *, cost: Decimal, elapsed_s: float) -> dict[str, Any]:
     }
 
 
+def places(every: Sequence[Place]) -> list[dict[str, Any]]:
+    """Return where a job may run, first choice first; of its provision, what is not as it is for everybody."""
+    from remote_trainer.document import to_document
+    from remote_trainer.model import Provision
+
+    plain = to_document(Provision())
+    return [
+        {
+            "driver": place.driver,
+            "driver_options": dict(place.options),
+            "provision": {key: value for key, value in to_document(place.provision).items() if value != plain[key]},
+        }
+        for place in every
+    ]
+
+
 def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> dict[str, Any]:
     """Return everything there is to know about a job."""
     value = seen.job
@@ -57,7 +73,8 @@ def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> di
         "logs": dict(seen.log_sizes),
         "parameters": dict(value.plan.parameters),
         "plan_digest": value.plan.digest,
-        "driver_options": dict(value.driver_options),
+        "driver_options": dict(value.place.options),
+        "places": places(value.places),
         "limits": {
             "max_hours": value.limits.max_hours,
             "max_cost_usd": str(value.limits.max_cost),

@@ -35,7 +35,9 @@ def list_drivers(as_json: Json = False) -> None:
         out.document({"drivers": rows})
         return
     for row in rows:
-        out.line(f"{row['name']}: {row['description'] or 'driver ' + row['driver']}  {row['file']}".rstrip())
+        what = row["description"] or (f"driver {row['driver']}" if row["driver"] else "several")
+        first_of = f" ({', '.join(row['members'])})" if row["members"] else ""
+        out.line(f"{row['name']}: {what}{first_of}  {row['file']}".rstrip())
         for key, meaning in row["options"].items():
             preset = f" (preset: {out.value(row['preset'][key])})" if key in row["preset"] else ""
             out.line(f"    {key}: {meaning}{preset}")
@@ -48,12 +50,14 @@ def _document(profile: Profile) -> dict[str, Any]:
 
     options, fault = {}, None
     try:
-        options = {key: schema.get("description", "") for key, schema in plugins.driver_options(profile.driver).items()}
+        schemas = {} if profile.members else plugins.driver_options(profile.driver)
+        options = {key: schema.get("description", "") for key, schema in schemas.items()}
     except UsageError as error:
         fault = str(error)
     return {
         "name": profile.name,
         "driver": profile.driver,
+        "members": list(profile.members),
         "description": profile.description,
         "file": str(profile.file or ""),
         "preset": dict(profile.options),
@@ -73,7 +77,7 @@ def check(
     from remote_trainer.config import load
 
     settings = load()
-    profile = plugins.find_profile(name, settings.drivers_path)
+    profile = plugins.find_one(name, settings.drivers_path)
     given = plugins.read_options(profile.driver, {**profile.options, **options.driver_options(host, option)})
 
     async def work() -> str:

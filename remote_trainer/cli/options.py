@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,19 @@ def driver_options(host: str | None, options: Sequence[str] | None) -> dict[str,
         raise UsageError(f"--option takes key=value, not {', '.join(wrong)}")
     found = {key.strip(): value for key, _, value in pairs}
     return {**found, "host": host} if host is not None else found
+
+
+def terms(*, strategy: str | None, spot: bool | None, race: int | None) -> dict[str, Any]:
+    """Return how machines are to be got, as far as it was said. UsageError for an unknown strategy."""
+    from remote_trainer.model import Strategy
+
+    found: dict[str, Any] = {key: value for key, value in (("spot", spot), ("race", race)) if value is not None}
+    if strategy is not None:
+        try:
+            found["strategy"] = Strategy(strategy)
+        except ValueError:
+            raise UsageError(f"--strategy takes {', '.join(Strategy)}, not {strategy!r}") from None
+    return found
 
 
 def money(text: str | None) -> Decimal | None:

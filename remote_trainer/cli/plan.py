@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remote_trainer.cli import out
+from remote_trainer.cli import documents, out
 from remote_trainer.redact import HIDDEN
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def _document(checked: Draft, shipped: list[Transfer]) -> dict[str, Any]:
     return {
         "tool": plan.tool,
         "digest": plan.digest,
-        "driver": checked.driver,
-        "driver_options": dict(checked.driver_options),
+        "driver": checked.places.first.driver,
+        "driver_options": dict(checked.places.first.options),
+        "places": documents.places(checked.places.every),
         "parameters": dict(plan.parameters),
         "image": plan.image,
         "resources": {key: getattr(plan.resources, key) for key in ("gpus", "vram_gb", "disk_gb", "ram_gb")},
@@ -67,8 +68,10 @@ def _show(plan: dict[str, Any]) -> None:
     wanted = ", ".join(f"{key} {value}" for key, value in plan["resources"].items() if value)
     limits = plan["limits"]
     cap = f"${limits['max_cost_usd']}" if float(limits["max_cost_usd"]) else "no cap"
+    for place in plan["places"][1:]:
+        out.line(f"or on       {place['driver']} {out.settings(place['driver_options'])}".rstrip())
     out.line(f"limits      {limits['max_hours']:g} h, {cap}, {out.plural(limits['max_attempts'], 'attempt')}")
-    for label, text in (("needs", wanted), ("image", plan["image"])):
+    for label, text in (("machines", out.settings(plan["places"][0]["provision"])), ("needs", wanted), ("image", plan["image"])):
         if text:
             out.line(f"{label:<12}{text}")
     out.line("parameters  " + (out.settings(plan["parameters"]) or "none"))

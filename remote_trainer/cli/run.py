@@ -24,7 +24,9 @@ app = typer.Typer(name="run-training", rich_markup_mode=None, pretty_exceptions_
 @app.command()
 def run_training(
     tool: Tool,
-    driver: Annotated[str, typer.Option("--driver", help="Where to run it (remote-trainer drivers list)")] = "local",
+    driver: Annotated[
+        str, typer.Option("--driver", help="Where to run it; several with commas (remote-trainer drivers list)")
+    ] = "local",
     host: Host = None,
     dataset: Dataset = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model: a folder or a hub id (as --set base=…)")] = None,
@@ -34,6 +36,15 @@ def run_training(
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="Stop after so many hours")] = None,
     max_cost: MaxCost = None,
     max_attempts: Annotated[int | None, typer.Option("--max-attempts", help="Machines to use up, one after the other")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="Among several drivers: preferred, cheapest, fastest or queue")
+    ] = None,
+    spot: Annotated[
+        bool | None, typer.Option("--spot/--no-spot", help="Rent what the provider may take back, where it is cheaper")
+    ] = None,
+    race: Annotated[
+        int | None, typer.Option("--race", min=1, max=4, help="Rent so many at once, keep the first that serves")
+    ] = None,
     priority: Annotated[int, typer.Option("--priority", help="Higher goes first")] = 0,
     tenant: Annotated[str, typer.Option("--tenant", help="For whom: the first part of where artifacts are kept")] = "default",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and touch nothing")] = False,
@@ -56,6 +67,7 @@ def run_training(
         max_hours=max_hours,
         max_cost=options.money(max_cost),
         max_attempts=max_attempts,
+        terms=options.terms(strategy=strategy, spot=spot, race=race),
     )
     if dry_run:
         _show(order, as_json=as_json)

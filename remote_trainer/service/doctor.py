@@ -77,7 +77,7 @@ def _disk(settings: Settings) -> Finding:
 
 async def examine_driver(app: App, order: Order) -> list[Finding]:
     """Return what a driver, or a profile of one, has to say of itself, and what a machine for the order's tool would cost now."""
-    profile = plugins.find_profile(order.driver, app.settings.drivers_path)
+    profile = plugins.find_one(order.driver, app.settings.drivers_path)
     driver = app.driver(profile.driver, plugins.read_options(profile.driver, {**profile.options, **order.driver_options}))
     try:
         found = await _driver(driver)

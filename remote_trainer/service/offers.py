@@ -48,9 +48,11 @@ async def rank_offers(app: App, order: Order, *, spot: bool = False, refused: bo
     ``spot``: what the provider may take back, at the least bid that would win. Without ``refused`` the market is asked once only.
     """
     wanted = sketch(app.settings, order)
+    if len(wanted.places.every) > 1:
+        raise UsageError(f"{order.driver} names several places: ask for the offers of one")
     shipped = await transfers(wanted.recipe, find_sources(wanted.recipe, wanted.plan, order, partial=True))
     run = estimate_plan(wanted.plan, wanted.limits, sum(each.size or 0 for each in shipped))
-    driver = app.driver(wanted.driver, wanted.driver_options)
+    driver = app.driver(wanted.places.first.driver, wanted.places.first.options)
     try:
         if spot and not driver.abilities.spot:
             raise UsageError(f"{order.driver} has no spot machines: leave --spot out")
@@ -62,7 +64,7 @@ async def rank_offers(app: App, order: Order, *, spot: bool = False, refused: bo
     first = {offer.id for offer in nearly_best(ranked, run, failed)}
     return Ranking(
         plan=wanted.plan,
-        driver=wanted.driver,
+        driver=wanted.places.first.driver,
         limits=wanted.limits,
         run=run,
         unmeasured=[each.name for each in shipped if each.size is None],

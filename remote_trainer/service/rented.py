@@ -89,7 +89,7 @@ async def _market(app: App, names: Sequence[str]) -> AsyncIterator[tuple[Shop, M
 
 
 def _open(app: App, shop: Shop, name: str) -> Driver:
-    profile = plugins.find_profile(name, app.settings.drivers_path)
+    profile = plugins.find_one(name, app.settings.drivers_path)
     driver = shop.driver(profile.driver, plugins.read_options(profile.driver, profile.options))
     if driver.abilities.borrowed:
         raise UsageError(f"{name} borrows machines: there is nothing rented to list or to give back")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report, inspect
 from remote_trainer.dataset.pack import pack
 from remote_trainer.dataset.sources import open_source
-from remote_trainer.errors import ConfigError, DatasetError, UsageError
+from remote_trainer.errors import ConfigError, DatasetError, RemoteTrainerError, UsageError
 from remote_trainer.model import Input, Job, Limits, Plan, Resources
+from remote_trainer.policy import needs
 from remote_trainer.recipe.load import load_recipe
 from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan, plan_digest
@@ -28,6 +29,7 @@ from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.ledger import enqueue
 from remote_trainer.service.names import new_job_id
+from remote_trainer.service.places import Places, find_places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Order:
     max_hours: float | None = None
     max_cost: Decimal | None = None
     max_attempts: int | None = None
+    terms: Mapping[str, Any] = field(default_factory=dict)  # fields of model.Provision that the order names itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +58,7 @@ class Draft:
     order: Order
     recipe: Recipe
     plan: Plan
-    driver: str
-    driver_options: Mapping[str, Any]
+    places: Places
     sources: Mapping[str, str]  # input name → path or URL
     limits: Limits
     report: Report | None  # of a local dataset that was not examined before in the state it is in
@@ -69,32 +71,28 @@ class Sketch:
 
     recipe: Recipe
     plan: Plan
-    driver: str
-    driver_options: Mapping[str, Any]
+    places: Places
     limits: Limits
 
 
 def sketch(settings: Settings, order: Order) -> Sketch:
     """Read tool, parameters, profile and limits of an order. Raises UsageError kinds; touches nothing."""
     recipe = load_recipe(plugins.find_tool(order.tool, settings.tools_path))
-    profile = plugins.find_profile(order.driver, settings.drivers_path)
-    options = plugins.read_options(profile.driver, {**profile.options, **order.driver_options})
+    places = find_places(settings, order.driver, order.driver_options, order.terms)
     chosen = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
     return Sketch(
         recipe=recipe,
-        plan=_with_wishes(make_plan(recipe, parse_settings(recipe, chosen)), profile.resources),
-        driver=profile.driver,
-        driver_options=options,
-        limits=_limits(settings, profile.limits, order),
+        plan=_with_wishes(make_plan(recipe, parse_settings(recipe, chosen)), places),
+        places=places,
+        limits=_limits(settings, places.limits, order),
     )
 
 
 async def draft(settings: Settings, order: Order) -> Draft:
     """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
     sketched = sketch(settings, order)
-    recipe, plan, options = sketched.recipe, sketched.plan, sketched.driver_options
-    driver = plugins.make_driver(sketched.driver, options, settings.driver_settings)  # raises on bad options
-    await driver.close()
+    recipe, plan = sketched.recipe, sketched.plan
+    await _check_places(settings, sketched.places, order)
     _check_secrets(settings, plan)
     sources = find_sources(recipe, plan, order)
     report, signature = None, ""
@@ -107,8 +105,7 @@ async def draft(settings: Settings, order: Order) -> Draft:
         order=order,
         recipe=recipe,
         plan=plan,
-        driver=sketched.driver,
-        driver_options=options,
+        places=sketched.places,
         sources=sources,
         limits=sketched.limits,
         report=report,
@@ -123,12 +120,16 @@ async def submit(app: App, order: Order) -> Job:
     inputs = await _pack_inputs(app, checked)
     now = app.clock.now()
     job_id = new_job_id(now)
+    first, *others = checked.places.every
     job = Job(
         id=job_id,
         name=order.name or job_id,
         plan=checked.plan,
-        driver=checked.driver,
-        driver_options=checked.driver_options,
+        driver=first.driver,
+        driver_options=first.options,
+        wishes=first.resources if others else Resources(),
+        provision=first.provision,
+        fallbacks=tuple(others),
         created_at=now,
         since=now,
         tenant=order.tenant,
@@ -140,20 +141,42 @@ async def submit(app: App, order: Order) -> Job:
 
 
 async def _check_driver(app: App, checked: Draft) -> None:
-    """Try the machine before anything is packed. Where a service drives the jobs, this machine need not even reach it."""
+    """Try the machines before anything is packed: one that answers will do. Where a service drives the jobs, this machine need not even
+    reach them.
+    """
     if not app.settings.store_url.startswith("sqlite"):
         return
-    driver = app.driver(checked.driver, checked.driver_options)
-    try:
-        await driver.check()
-    finally:
+    errors: list[RemoteTrainerError] = []
+    for place in checked.places.every:
+        driver = app.driver(place.driver, place.options)
+        try:
+            await driver.check()
+            return
+        except RemoteTrainerError as error:
+            errors.append(error)
+        finally:
+            await driver.close()
+    raise errors[0]
+
+
+async def _check_places(settings: Settings, places: Places, order: Order) -> None:
+    """Make every driver, which raises on bad options, and see whether any can do what the order names."""
+    spot = rents = False
+    for place in places.every:
+        driver = plugins.make_driver(place.driver, place.options, settings.driver_settings)
+        spot, rents = spot or driver.abilities.spot, rents or not driver.abilities.borrowed
         await driver.close()
+    if order.terms.get("spot") and not spot:
+        raise UsageError(f"--spot: {order.driver} has no machines that a provider may take back")
+    if order.terms.get("race", 1) > 1 and not rents:
+        raise UsageError(f"--race: {order.driver} rents no machines")
 
 
-def _with_wishes(plan: Plan, wishes: Resources) -> Plan:
-    """Return the plan that also asks for what the profile wants of a machine: the larger of both."""
-    asked = {each.name: max(getattr(plan.resources, each.name), getattr(wishes, each.name)) for each in fields(Resources)}
-    merged = replace(plan, resources=Resources(**asked))
+def _with_wishes(plan: Plan, places: Places) -> Plan:
+    """Return the plan that also asks for what the only profile wants of a machine; among several, each place has its own wishes."""
+    if len(places.every) > 1:
+        return plan
+    merged = replace(plan, resources=needs(plan, places.first))
     return replace(merged, digest=plan_digest(merged))
 
 

@@ -17,7 +17,7 @@ JOB_FIELDS = {
 }
 MORE_FIELDS = {
     *("projected_cost_usd", "billed_usd", "reserved_usd"),
-    *("metrics", "logs", "parameters", "plan_digest", "driver_options", "limits", "inputs", "tries"),
+    *("metrics", "logs", "parameters", "plan_digest", "driver_options", "places", "limits", "inputs", "tries"),
     *("artifacts", "events"),
 }
 
