@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,13 @@ from remote_trainer.drivers.vastai.access import Access
 from remote_trainer.drivers.vastai.api import VastApi
 from remote_trainer.drivers.vastai.contacts import Contact, Contacts
 from remote_trainer.drivers.vastai.driver import VastDriver
-from remote_trainer.errors import Ambiguous, Permanent
+from remote_trainer.errors import Ambiguous, LoginRefused, Permanent
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 from remote_trainer.ports import Bidder, Biller, DriverSettings, Examiner, Recorder, SelfEnding, Spec
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.clock import StandingClock
 from remote_trainer.testing.vast.server import SimVast
+from tests.support.sshd import SshdServer
 
 LABEL = "rt-dep-j1-a1"
 WANTED = Resources(gpus=1, disk_gb=8)
@@ -141,6 +144,17 @@ async def test_an_instance_that_no_listing_shows_is_found_in_the_log(sim: SimVas
     assert await driver.recorded(offer, "rt-dep-j3-a1", began) == []
 
 
+async def test_a_log_without_labels_finds_ours_by_looking_at_each(sim: SimVast, driver: VastDriver) -> None:
+    """What is listed or shown under another label, or under none, is somebody else's."""
+    offer, made = await rent(driver)
+    for label in ("rt-dep-j2-a1", ""):
+        await rent(driver, label=label)
+    for row in sim.audit:
+        row["args"].pop("label", None)
+    found = await driver.recorded(offer, LABEL, datetime.now(UTC) - timedelta(seconds=30))
+    assert [one.id for one in found] == [made.id]
+
+
 async def test_a_key_that_may_not_read_the_log_says_so_once_and_for_all(sim: SimVast, driver: VastDriver) -> None:
     """Permanent: asking again will not help, and the core goes on by the listing alone."""
     offer, _ = await rent(driver)
@@ -207,6 +221,19 @@ async def test_nothing_is_scheduled_any_more_for_a_machine_that_is_gone(
     assert asked(sim, "GET", "schedule_job") == (0 if same_process else 1)
 
 
+async def test_a_listing_alone_takes_no_switch_away(sim: SimVast, settings: DriverSettings) -> None:
+    """A machine whose end was asked for is missing from a listing and still there: its switch stays."""
+    driver = VastDriver({"url": sim.url}, settings)
+    _, made = await rent(driver)
+    await driver.guard(made, datetime.now(UTC) + timedelta(hours=1))
+    sim.faults.arm("destroy-lingers", seconds=3600)
+    await driver.destroy(made)
+    sim.live[int(made.id)].listed_at = float("inf")
+    assert await driver.instances("") == []
+    await driver.close()
+    assert len(sim.schedule.jobs) == 1
+
+
 def test_what_is_remembered_of_an_instance_goes_with_it() -> None:
     """At once when its end was asked for; else only when listings have lacked it for ten minutes."""
     contacts = Contacts()
@@ -238,6 +265,22 @@ async def test_a_machine_that_has_forgotten_our_key_is_told_anew(sim: SimVast, s
     await access.ask(contact)
     assert (asked(sim, "DELETE", "/ssh/"), len(sim.live[int(contact.id)].keys)) == (1, 1)
     assert not contact.refused
+    await api.close()
+
+
+async def test_a_refused_login_is_remembered(sim: SimVast, settings: DriverSettings, sshd: SshdServer) -> None:
+    """The host knows other keys than ours: that is seen when it refuses us, and not before."""
+    api = VastApi(sim.url, sim.key)
+    access = Access(lambda: api, settings, sshd.user)
+    contact = Contact(str(sim.create(100, {"image": "i", "disk": 10.0, "label": LABEL}).id))
+    instance = Instance(id=contact.id, label=LABEL, address={"host": sshd.host, "port": sshd.port})
+    transport = await access.transport(contact, instance)
+    assert not contact.refused
+    with pytest.raises(LoginRefused):
+        await transport.run(["true"])
+    assert contact.refused
+    assert await access.transport(contact, instance) is transport
+    await transport.close()
     await api.close()
 
 
@@ -304,6 +347,37 @@ async def test_a_refused_farewell_is_no_success(
         refused = bid_farewell(driver, {**environment, "CONTAINER_API_KEY": sim.live[int(made.id)].api_key})
         assert refused.returncode == 1
     assert sim.live[int(made.id)].ended_at is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (200, '{"success": true}', 0),
+        (200, '{"success": false, "msg": "no"}', 1),
+        (404, '{"error": "no_such_instance"}', 0),
+        (404, "page not found", 1),
+        (302, "", 1),
+    ],
+)
+def test_what_counts_as_accepted(settings: DriverSettings, only: Callable[[str], str], status: int, body: str, code: int) -> None:
+    """The words decide, not the status alone."""
+
+    class Odd(BaseHTTPRequestHandler):
+        def do_DELETE(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(server.serve_forever, 0.05)
+        driver = VastDriver({"url": f"http://127.0.0.1:{server.server_port}"}, settings)
+        for program in ("curl", "python3", "wget"):
+            done = bid_farewell(driver, {"PATH": only(program), "CONTAINER_ID": "7", "CONTAINER_API_KEY": "abc"})
+            assert done.returncode == code, (program, done.stderr)
+        server.shutdown()
+        serving.result()
 
 
 @pytest.mark.parametrize("odd", [{"CONTAINER_ID": "7; rm -rf /"}, {"CONTAINER_API_KEY": 'x"\nurl = "http://elsewhere'}])
