@@ -8,8 +8,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
 
-from remote_trainer.model import Attempt, Job, Offer, Reason, Strategy
-from remote_trainer.policy import Estimate, Lot, estimate, expected_cost, is_avoided, pick
+import pytest
+
+from remote_trainer.model import Attempt, Job, Limits, Offer, Reason, Strategy
+from remote_trainer.policy import Estimate, Lot, estimate, expected_cost, is_avoided, pick, raised, with_bid
 from remote_trainer.ports import JobQuery, Page
 from remote_trainer.worker.market import Market, failed_machines
 from tests.unit.test_lifecycle import NOW, a_job
@@ -60,6 +62,52 @@ def test_what_failed_comes_last() -> None:
     assert taken([CHEAP, dearer], frozenset({"o1"})) == "o2"
     assert taken([CHEAP, dearer], frozenset({"m1"})) == "o2"
     assert taken([CHEAP], frozenset({"o1"})) == "o1"
+
+
+LOTS = [
+    Lot(offer=replace(CHEAP, id="near", price_per_hour=Decimal("0.60")), place=0),
+    Lot(offer=replace(CHEAP, id="far", machine="m2", price_per_hour=Decimal("0.40")), place=1),
+    Lot(offer=replace(CHEAP, id="fast", machine="m3", price_per_hour=Decimal("9.00"), speed=4.0), place=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [(Strategy.PREFERRED, "near"), (Strategy.QUEUE, "near"), (Strategy.CHEAPEST, "far"), (Strategy.FASTEST, "fast")],
+)
+def test_strategies_choose_among_places(strategy: Strategy, expected: str) -> None:
+    """In the order given, or over all of them: the least cost, or the earliest end."""
+    assert [lot.offer.id for lot in pick(LOTS, RUN, strategy, dice=0.9)] == [expected]
+    failed = [replace(lot, avoided=lot.offer.id == expected) for lot in LOTS]
+    assert [lot.offer.id for lot in pick(failed, RUN, strategy, dice=0.9)] != [expected]
+
+
+def test_rivals_are_other_machines_of_the_same_place() -> None:
+    """Two parts of one machine break together, and a label is known to one provider."""
+    same = Lot(offer=replace(CHEAP, id="part", price_per_hour=Decimal("0.61")), place=0)
+    other = Lot(offer=replace(CHEAP, id="other", machine="m9", price_per_hour=Decimal("0.90")), place=0)
+    chosen = pick([*LOTS, same, other], RUN, Strategy.PREFERRED, dice=0.0, count=3)
+    assert [lot.offer.id for lot in chosen] == ["near", "other"]
+
+
+def test_spot_is_taken_only_where_it_is_cheaper_with_our_bid() -> None:
+    """Of two that cost the same, the one that nobody takes away; and dice never mix the two kinds."""
+    spot = replace(CHEAP, id="spot", machine="m2", spot=True, price_per_hour=Decimal("0.30"), disk_per_hour=Decimal("0.02"))
+    bid = with_bid(spot, Decimal("1.25"), Limits())
+    assert bid.price_per_hour == Decimal("0.37")
+    assert {taken([CHEAP, bid], dice=dice / 10) for dice in range(11)} == {"spot"}
+    assert {taken([CHEAP, with_bid(spot, Decimal(2), Limits())], dice=dice / 10) for dice in range(11)} == {"o1"}
+    assert taken([CHEAP, replace(bid, price_per_hour=CHEAP.price_per_hour)]) == "o1"
+
+
+def test_a_bid_keeps_within_every_cap() -> None:
+    """The job's and the place's; one whose least does not fit stays as it is, and is refused."""
+    spot = replace(CHEAP, spot=True, price_per_hour=Decimal("0.30"), disk_per_hour=Decimal("0.02"))
+    assert with_bid(spot, Decimal(3), Limits(max_cost=Decimal("0.40"))).price_per_hour == Decimal("0.40")
+    assert with_bid(replace(spot, most_per_hour=Decimal("0.35")), Decimal(3), Limits()).price_per_hour == Decimal("0.35")
+    assert with_bid(replace(spot, most_per_hour=Decimal("0.25")), Decimal(3), Limits()).price_per_hour == Decimal("0.30")
+    assert raised(replace(spot, most_per_hour=Decimal("0.35")), Decimal("0.34"), Decimal(2), Limits()) is None
+    assert raised(CHEAP, Decimal("0.60"), Decimal(2), Limits()) is None
 
 
 def test_what_a_job_is_expected_to_take() -> None:
