@@ -23,10 +23,11 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from remote_trainer.errors import ConfigError
 from remote_trainer.model import Limits
+from remote_trainer.policy import Budget, Spending
 from remote_trainer.ports import DriverSettings
 from remote_trainer.redact import hide
 
@@ -85,6 +86,15 @@ class LimitSettings(BaseModel):
     max_hours: float = Field(default=24.0, gt=0, description="hours a job may last, from its first attempt's start")
     max_cost: Decimal = Field(default=Decimal(0), ge=0, description="US dollars a job may cost; 0: no cap")
     max_attempts: int = Field(default=3, ge=1, description="instances a job may use up, one after the other")
+
+
+class BudgetSettings(BaseModel):
+    """What one tenant's jobs may cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_day: Decimal = Field(default=Decimal(0), ge=0)
+    per_month: Decimal = Field(default=Decimal(0), ge=0)
 
 
 class Settings(BaseSettings):
@@ -155,6 +165,20 @@ class Settings(BaseSettings):
     collect_interval_s: Seconds = Field(default=10.0, description="how often settled files of a running job are fetched")
     limits: LimitSettings = LimitSettings()
 
+    max_instance_price: Decimal = Field(
+        default=Decimal(0), ge=0, description="US dollars an hour of one rented machine may cost; 0: no cap"
+    )
+    max_hourly_spend: Decimal = Field(
+        default=Decimal(0),
+        ge=0,
+        description="US dollars an hour of all rented machines together may cost; jobs wait for room; 0: no cap",
+    )
+    budgets: dict[str, BudgetSettings] = Field(
+        default_factory=dict,
+        description="what a tenant's jobs may cost, US dollars: sections `[budgets.TENANT]` with `per_day` and `per_month`; "
+        "`[budgets.default]` is for all others; in the environment JSON ([money.md](money.md))",
+    )
+
     alarm_command: Command = Field(
         default=(),
         description="command with its arguments, run with an alarm as JSON on its stdin: a list, or one line as for a shell",
@@ -188,6 +212,12 @@ class Settings(BaseSettings):
     def job_limits(self) -> Limits:
         """What bounds a job that names no limits of its own."""
         return Limits(**self.limits.model_dump())
+
+    @property
+    def spending(self) -> Spending:
+        """What the installation, and each tenant of it, may spend."""
+        budgets = {tenant: Budget(**budget.model_dump()) for tenant, budget in self.budgets.items()}
+        return Spending(max_instance_price=self.max_instance_price, max_hourly_spend=self.max_hourly_spend, budgets=budgets)
 
     @property
     def driver_settings(self) -> DriverSettings:
@@ -224,6 +254,8 @@ def load() -> Settings:
         settings = Settings(**document)
     except ValidationError as error:
         faults += _explain(error, path)
+    except SettingsError as error:  # what should be JSON in a variable is none
+        faults.append(f"{error}: write it as JSON")
     if faults:
         raise ConfigError("\n".join(["the settings cannot be used:", *(f"  {fault}" for fault in faults)]))
     settings = _with_s3_secret(settings)
@@ -369,6 +401,8 @@ _COMPUTED = {
 def _default(name: str, field: FieldInfo) -> str:
     if name in _COMPUTED:
         return _COMPUTED[name]
+    if field.default_factory is not None:
+        return ""
     value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
     return "" if value in ("", None, ()) else f"`{value}`"
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import ChooseOffer, Create, Severity
+from remote_trainer.errors import SpendingHeld
 from remote_trainer.lifecycle.machines import candidates, doubtful, look, made_nothing, shows_everything, trace, traced
 from remote_trainer.lifecycle.rules import Decision, Moment, again, current, given_up_at, put, release, soon, wish
 from remote_trainer.model import Job, Reason, Strategy, Verdict
@@ -84,9 +85,15 @@ def _in_vain(job: Job, moment: Moment) -> Decision:
 def provisioned_by(job: Job, moment: Moment) -> datetime | None:
     """Return when the attempt gives up: counted from the request, since what is waited for before it is somebody else's machine."""
     attempt = current(job)
-    if attempt.requested_at is None and job.provision.strategy is Strategy.QUEUE:
+    if attempt.requested_at is None and (job.provision.strategy is Strategy.QUEUE or _held(moment)):
         return None
     return given_up_at(job, moment, attempt.requested_at or attempt.started_at, moment.policy.provision_timeout_s)
+
+
+def _held(moment: Moment) -> bool:
+    """Is it money that is waited for? Nothing is rented meanwhile, and time mends it."""
+    trouble = moment.seen.troubles.get(ChooseOffer)
+    return trouble is not None and trouble.error == SpendingHeld.__name__
 
 
 def cannot_ask(moment: Moment) -> str:

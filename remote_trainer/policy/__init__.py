@@ -27,16 +27,20 @@ from remote_trainer.policy.choice import (
 from remote_trainer.policy.forecast import needed, projected_cost, seconds_left, spent_at
 from remote_trainer.policy.money import Cost, attempt_cost, cost_between, cost_of, cost_of_job, job_cost
 from remote_trainer.policy.patience import FOREVER_S, Policy, backoff_s, step_retry_at
+from remote_trainer.policy.spending import Budget, Spending, committed, left_of, too_dear
 
 __all__ = [
     "FOREVER_S",
+    "Budget",
     "Cost",
     "Estimate",
     "Lot",
     "Policy",
+    "Spending",
     "Unclaimed",
     "attempt_cost",
     "backoff_s",
+    "committed",
     "cost_between",
     "cost_of",
     "cost_of_job",
@@ -51,6 +55,7 @@ __all__ = [
     "fruitless",
     "is_avoided",
     "job_cost",
+    "left_of",
     "limit",
     "nearly_best",
     "needed",
@@ -64,6 +69,7 @@ __all__ = [
     "settlement",
     "spent_at",
     "step_retry_at",
+    "too_dear",
     "unclaimed",
     "used_up",
     "with_bid",

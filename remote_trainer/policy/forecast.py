@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from remote_trainer.model import Attempt, Job, Offer, Phase
-from remote_trainer.policy.choice import estimate, expected_cost
+from remote_trainer.policy.choice import Estimate, estimate, expected_cost
 from remote_trainer.policy.money import BILLED_TAIL_S, cost_of_job, job_cost, rentals
 from remote_trainer.policy.patience import FOREVER_S
 
@@ -102,8 +102,7 @@ def seconds_left(job: Job, values: Mapping[str, float], now: datetime) -> float 
     return max(0.0, job.plan.expected_hours * 3600 / max(attempt.offer.speed, 0.01) - ran_s)
 
 
-def needed(job: Job, offer: Offer) -> Decimal:
-    """Return what must be there to spend before an offer is worth renting: the expected run, or an hour of it if that is longer."""
-    run = estimate(job)
+def needed(offer: Offer, run: Estimate) -> Decimal:
+    """Return what must be there to spend before an offer is worth renting: the expected run, or an hour of it if that is less."""
     hour = (offer.price_per_hour * Decimal(str(1 + (offer.boot_s + BILLED_TAIL_S + FETCH_S) / 3600))).quantize(_MICRO)
     return min(expected_cost(offer, run), hour)

@@ -56,5 +56,6 @@ class App:
             cache_dir=settings.cache_dir,
             spool_dir=settings.state_dir / "spool",
             collect_interval_s=settings.collect_interval_s,
+            spending=settings.spending,
             alarm_command=settings.alarm_command,
         )

@@ -40,6 +40,7 @@ class _Answer:
 
     lots: Sequence[Lot] = ()
     passed: int = 0  # offers that do not fit
+    dear: Sequence[str] = ()  # why offers that fit are not to be rented for this job
     error: RemoteTrainerError | None = None
 
 
@@ -63,6 +64,7 @@ async def choose(shop: Shop, job: Job, seen: Seen) -> Choice:
         raise _nothing(job, answers)
     place = chosen[0].place
     first, *rivals = [lot.offer for lot in chosen[: max(1, job.places[place].provision.race)]]
+    await shop.gates.check(job, (first, *rivals), shop.driver(job.places[place].driver, job.places[place].options))
     for offer in (first, *rivals):
         shop.market.take(offer.id)
     if job.fallbacks:
@@ -91,9 +93,9 @@ async def _ask(shop: Shop, job: Job, index: int) -> _Answer:
     else:
         avoid = failed_offers(job) if job.fallbacks else frozenset()
     wanted = needs(job.plan, place)
-    suitable = [offer for offer in offers if not fits(offer, wanted, job.limits)]
-    lots = [Lot(offer=offer, place=index, avoided=is_avoided(offer, avoid)) for offer in suitable]
-    return _Answer(lots=lots, passed=len(offers) - len(lots))
+    suitable = [(offer, shop.gates.refusal(job, offer)) for offer in offers if not fits(offer, wanted, job.limits)]
+    lots = [Lot(offer=offer, place=index, avoided=is_avoided(offer, avoid)) for offer, dear in suitable if not dear]
+    return _Answer(lots=lots, passed=len(offers) - len(suitable), dear=[dear for _, dear in suitable if dear])
 
 
 async def _offers(driver: Driver, job: Job, place: Place) -> Sequence[Offer]:
@@ -119,4 +121,6 @@ def _words(job: Job, index: int, answer: _Answer) -> str:
     place = job.places[index]
     if answer.error is not None:
         return f"driver {place.driver} cannot say what it has: {answer.error}"
+    if answer.dear:
+        return f"driver {place.driver} has {len(answer.dear)} machines that fit and are too dear: {answer.dear[0]}"
     return f"driver {place.driver} has no machine that fits {needs(job.plan, place)} among {answer.passed} offers"

@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from remote_trainer.host.client import DEFAULT_ROOT, SupervisedHost
 from remote_trainer.lifecycle import prefix_of
 from remote_trainer.model import HostFacts, Instance
-from remote_trainer.policy import Policy
+from remote_trainer.policy import Policy, Spending
 from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
 from remote_trainer.worker.alarm import Alarm
+from remote_trainer.worker.gates import Gates
 from remote_trainer.worker.listing import Listing
 from remote_trainer.worker.market import Market
 from remote_trainer.worker.way import Uplink
@@ -44,8 +45,10 @@ class Shop:
     spool_dir: Path  # artifacts on their way from a host to the object store
     collect_interval_s: float = 10.0
     alarm_command: Sequence[str] = ()
+    spending: Spending = field(default_factory=Spending)
     market: Market = field(init=False)
     alarm: Alarm = field(init=False)
+    gates: Gates = field(init=False)
     uplink: Uplink = field(default_factory=Uplink)
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _listings: dict[int, Listing] = field(default_factory=dict)  # by driver, each of which lives as long as this
@@ -58,6 +61,7 @@ class Shop:
     def __post_init__(self) -> None:
         self.market = Market(self.store, self.clock)
         self.alarm = Alarm(self.clock, self.deployment, self.alarm_command)
+        self.gates = Gates(self)
 
     def drivers(self) -> Sequence[Driver]:
         """Return every driver that was asked for so far."""

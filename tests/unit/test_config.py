@@ -69,6 +69,21 @@ def test_the_environment_wins(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert settings.job_limits.max_cost == Decimal("1.5")
 
 
+def test_budgets(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections of the file, or JSON in a variable; a tenant without one has that of everybody; what is wrong is told."""
+    write(home, "max_hourly_spend = 2.5\n[budgets.default]\nper_day = 5\n[budgets.ada]\nper_month = 100.50\n")
+    spending = config.load().spending
+    assert spending.max_hourly_spend == Decimal("2.5")
+    assert (spending.budget("ada").per_month, spending.budget("ada").per_day) == (Decimal("100.5"), 0)
+    assert spending.budget("bob").per_day == 5
+    for wrong, words in {"much": "write it as JSON", '{"ada": {"per_week": 1}}': "budgets.ada.per_week"}.items():
+        monkeypatch.setenv("REMOTE_TRAINER_BUDGETS", wrong)
+        with pytest.raises(ConfigError, match=words):
+            config.load()
+    monkeypatch.setenv("REMOTE_TRAINER_BUDGETS", '{"bob": {"per_day": 1}}')
+    assert config.load().spending.budget("bob").per_day == 1
+
+
 def test_another_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """REMOTE_TRAINER_CONFIG names another file, which must be there."""
     write(home, "max_jobs = 1\n")

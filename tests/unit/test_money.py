@@ -14,7 +14,18 @@ from remote_trainer.cli import out
 from remote_trainer.effects import Seen
 from remote_trainer.lifecycle import Moment
 from remote_trainer.model import Attempt, HostFacts, Input, Instance, InstanceState, Job, Limits, Offer, Phase
-from remote_trainer.policy import Policy, attempt_cost, cost_between, cost_of, job_cost, limit, needed, projected_cost, spent_at
+from remote_trainer.policy import (
+    Policy,
+    attempt_cost,
+    cost_between,
+    cost_of,
+    estimate,
+    job_cost,
+    limit,
+    needed,
+    projected_cost,
+    spent_at,
+)
 from remote_trainer.policy.forecast import FETCH_S
 from remote_trainer.policy.money import BILLED_TAIL_S
 from remote_trainer.worker.runner import _events
@@ -216,9 +227,9 @@ def test_an_offer_is_worth_renting_for_an_hour_or_the_expected_run() -> None:
     """Whichever is less, boot, tail and bandwidth included."""
     job = a_job()
     hour = D("0.45") * D(3600 + BILLED_TAIL_S) / 3600 + D("0.01")
-    assert needed(job, OFFER) == hour
+    assert needed(OFFER, estimate(job)) == hour
     short = replace(job, plan=replace(job.plan, expected_hours=0.1), inputs=(_data(10**9),))
-    assert needed(short, OFFER) == D("0.45") * D(360 + BILLED_TAIL_S) / 3600 + D("0.01") + D("0.03")
+    assert needed(OFFER, estimate(short)) == D("0.45") * D(360 + BILLED_TAIL_S) / 3600 + D("0.01") + D("0.03")
 
 
 def _data(size: int) -> Input:
