@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def make_unet(full: bool) -> Any:
     )
 
 
-def make_vae() -> Any:
-    """SDXL's image codec: eight times smaller on a side, four channels."""
+def make_vae(scaling_factor: float = 0.13025, **more: Any) -> Any:
+    """The image codec of all families: eight times smaller on a side, four channels unless told otherwise."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -85,71 +86,65 @@ def make_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=VAE_WIDTHS,
         layers_per_block=1,
-        latent_channels=4,
         sample_size=128,
-        scaling_factor=0.13025,
+        scaling_factor=scaling_factor,
+        **{"latent_channels": 4, **more},
+    )
+
+
+def text_config(width: int, layers: int, activation: str = "quick_gelu", pad: str = END) -> Any:
+    """CLIP's text encoder in small."""
+    from transformers import CLIPTextConfig
+
+    ids, _ = vocabulary()
+    return CLIPTextConfig(
+        vocab_size=len(ids),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        projection_dim=TEXT_WIDTHS[1],
+        hidden_act=activation,
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[pad],
     )
 
 
 def make_text_encoders(full: bool) -> tuple[Any, Any]:
     """CLIP L and CLIP bigG in small; their hidden states side by side are what the UNet attends to."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    ids, _ = vocabulary()
-
-    def config(width: int, layers: int, activation: str, pad: str) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=len(ids),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 32,
-            projection_dim=TEXT_WIDTHS[1],
-            hidden_act=activation,
-            bos_token_id=ids[START],
-            eos_token_id=ids[END],
-            pad_token_id=ids[pad],
-        )
-
-    first = CLIPTextModel(config(TEXT_WIDTHS[0], 12 if full else 2, "quick_gelu", END))
-    second = CLIPTextModelWithProjection(config(TEXT_WIDTHS[1], 32 if full else 2, "gelu", "!"))
+    first = CLIPTextModel(text_config(TEXT_WIDTHS[0], 12 if full else 2))
+    second = CLIPTextModelWithProjection(text_config(TEXT_WIDTHS[1], 32 if full else 2, "gelu", "!"))
     return first, second
 
 
-def write_index(folder: Path) -> None:
+EULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
+
+def write_index(folder: Path, index: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
     """Write the scheduler and the file that tells diffusers which class reads which folder."""
     import diffusers
 
-    scheduler = {
-        "_class_name": "EulerDiscreteScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
-    }
-    index = {
-        "_class_name": "StableDiffusionXLPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "force_zeros_for_empty_prompt": True,
-        "add_watermarker": None,
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    whole = {"_class_name": index["_class_name"], "_diffusers_version": diffusers.__version__, **index}
+    whole["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
-def make(out: Path, *, full: bool = False, seed: int = 0) -> None:
-    """Write the model to `out`; the folder appears whole or not at all, and one that is there is left as it is."""
+def write_whole(out: Path, seed: int, write: Callable[[Path], None]) -> None:
+    """Have a model written to `out`; the folder appears whole or not at all, and one that is there is left as it is."""
     import diffusers
     import torch
     import transformers
@@ -162,14 +157,40 @@ def make(out: Path, *, full: bool = False, seed: int = 0) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     torch.manual_seed(seed)
-    first, second = make_text_encoders(full)
-    models = {"unet": make_unet(full), "vae": make_vae(), "text_encoder": first, "text_encoder_2": second}
-    for name, model in models.items():
-        model.to(torch.float16).save_pretrained(part / name)
-    write_tokenizer(part / "tokenizer", END)
-    write_tokenizer(part / "tokenizer_2", "!")
-    write_index(part)
+    write(part)
     os.replace(part, out)
+
+
+def save(models: Mapping[str, Any], folder: Path) -> None:
+    """Write the weights in half precision."""
+    import torch
+
+    for name, model in models.items():
+        model.to(torch.float16).save_pretrained(folder / name)
+
+
+def make(out: Path, *, full: bool = False, seed: int = 0) -> None:
+    """Write the model to `out`."""
+
+    def write(part: Path) -> None:
+        first, second = make_text_encoders(full)
+        save({"unet": make_unet(full), "vae": make_vae(), "text_encoder": first, "text_encoder_2": second}, part)
+        write_tokenizer(part / "tokenizer", END)
+        write_tokenizer(part / "tokenizer_2", "!")
+        index = {
+            "_class_name": "StableDiffusionXLPipeline",
+            "force_zeros_for_empty_prompt": True,
+            "add_watermarker": None,
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        write_index(part, index, EULER)
+
+    write_whole(out, seed, write)
 
 
 def main() -> None:

@@ -14,15 +14,13 @@ from typing import Any
 
 from lora.data import Photo
 from lora.family import Family
-from lora.options import Options
-
-OPTIMIZERS = {"adamw": "torch.optim.AdamW"}
+from lora.options import Options, UnetOptions
 
 
 def network(options: Options) -> dict[str, Any]:
     """The network: LoRA by kohya's own module, the others as LyCORIS names them."""
     wide = {}
-    if options.targets != "attention" or options.conv_rank:
+    if isinstance(options, UnetOptions) and options.targets == "locon":
         rank = options.conv_rank or options.rank
         wide = {"conv_dim": rank, "conv_alpha": (options.conv_rank and options.conv_alpha) or options.alpha * rank / options.rank}
     algorithm = {"lora": {}, "dora": {"algo": "lora", "dora_wd": True}}.get(options.network, {"algo": options.network})

@@ -21,9 +21,10 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from lora.ends import BadInput
 from lora.family import Family
-from lora.options import Options
+from lora.options import Options, UnetOptions
 
 ADAPTER = "default"
+LYCORIS = {"loha": LoHaConfig, "lokr": LoKrConfig}
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -42,19 +43,20 @@ def wide_endings(part: torch.nn.Module, targets: Sequence[str]) -> list[str]:
     return sorted(wide)
 
 
-def settings(options: Options, part: torch.nn.Module, targets: Sequence[str], rank: int, alpha: float) -> PeftConfig:
-    """What PEFT is told of one part."""
+def settings(options: Options, part: torch.nn.Module, targets: Sequence[str], rank: int, alpha: float) -> dict[str, Any]:
+    """What PEFT is told of one part, whatever the network."""
     common: dict[str, Any] = {"r": rank, "target_modules": list(targets)}
-    if options.conv_rank and (wide := wide_endings(part, targets)):
+    if isinstance(options, UnetOptions) and options.conv_rank and (wide := wide_endings(part, targets)):
         common["rank_pattern"] = dict.fromkeys(wide, options.conv_rank)
         common["alpha_pattern"] = dict.fromkeys(wide, options.conv_alpha or alpha * options.conv_rank / rank)
-    match options.network:
-        case "loha":
-            return LoHaConfig(alpha=alpha, **common)
-        case "lokr":
-            return LoKrConfig(alpha=alpha, **common)
-        case network:
-            return LoraConfig(lora_alpha=alpha, use_dora=network == "dora", **common)
+    return {**common, "alpha" if options.network in LYCORIS else "lora_alpha": alpha}
+
+
+def configuration(options: Options, common: Mapping[str, Any]) -> PeftConfig:
+    """The same as PEFT's own object."""
+    if options.network in LYCORIS:
+        return LYCORIS[options.network](**common)
+    return LoraConfig(use_dora=options.network == "dora", **common)
 
 
 def attach(family: Family, options: Options) -> None:
@@ -68,7 +70,10 @@ def attach(family: Family, options: Options) -> None:
             targets, alpha = TEXT_TARGETS, options.text_alpha or options.alpha * rank / options.rank
         if not any(ends_so(name, targets) for name, _ in part.named_modules()):
             raise BadInput(f"--targets {options.targets}: the base has no layer that ends in {', '.join(targets)}")
-        inject_adapter_in_model(settings(options, part, targets, rank, alpha), part, ADAPTER)
+        if part is family.net and ends_so(family.EXCLUDED, targets):
+            targets = [name for name, _ in part.named_modules() if ends_so(name, targets) and name != family.EXCLUDED]
+        common = settings(options, part, targets, rank, alpha)
+        inject_adapter_in_model(configuration(options, common), part, ADAPTER)
         for parameter in part.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -1,7 +1,7 @@
 """Encoded images and captions on disk, so that the VAE and the text encoders run once and then leave the GPU.
 
     fill(cache, photos, captions, …)   encodes what is missing; a second run with the same base and images encodes nothing
-    Cache.batch(photos, …)             the tensors of one pass
+    Cache.images(…), Cache.text(…)     the tensors of a pass
 
 Each entry is one safetensors file, named by everything it depends on: content, size, base model and the version of this code.
 An image is kept as the mean and deviation of its latent distribution, and a sample of it is drawn at each step.
@@ -28,6 +28,7 @@ from lora.base import Base
 from lora.data import Photo, load_pixels
 from lora.ends import BadInput
 from lora.family import Family
+from lora.options import Options
 
 VERSION = "1"
 Tensors = dict[str, torch.Tensor]
@@ -41,8 +42,13 @@ class Cache:
     folder: Path
     base: Base
     family: type[Family]
-    encoders: tuple[str, ...]
-    """The text encoders that speak through the cache: those that do not learn."""
+    options: Options
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The text encoders that speak through the cache: those that do not learn."""
+        learning = self.family.LEARNING_TEXTS if self.options.text_lr else ()
+        return tuple(name for name in self.family.TEXTS if name not in learning)
 
     def path(self, kind: str, *parts: object) -> Path:
         """Where an entry lies; the name holds everything the content depends on."""
@@ -56,11 +62,13 @@ class Cache:
     def text_path(self, caption: str) -> Path:
         """The embeddings of a caption by the encoders that do not learn."""
         some = () if len(self.encoders) == len(self.family.TEXTS) else self.encoders
-        return self.path("texts", *some, caption)
+        return self.path("texts", *some, *self.family.text_settings(self.options), caption)
 
     def text(self, caption: str, device: torch.device) -> Tensors:
         """The embeddings of a caption, without a first dimension."""
-        return load_file(self.text_path(caption), device=str(device)) if self.encoders else {}
+        if not self.encoders:
+            return {}
+        return {key: value.float() for key, value in load_file(self.text_path(caption), device=str(device)).items()}
 
     def images(self, photos: Sequence[Photo], device: torch.device) -> Tensors:
         """Stacked entries: mean and std (n, c, h, w)."""
@@ -126,12 +134,12 @@ def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, s
 
 def encode_texts(cache: Cache, captions: Sequence[str], device: torch.device, stopping: Callable[[], None]) -> None:
     """Each caption by every encoder that does not learn."""
-    tokenizers = {name: cache.base.load(cache.family.TEXTS[name], None) for name in cache.encoders}
+    tokenizers = {name: cache.family.tokenizer(cache.base, name, cache.options) for name in cache.encoders}
     encoders = {name: cache.base.load(name, cache.family.text_precision(name, device)).to(device) for name in cache.encoders}
     limit = max(tokenizer.model_max_length for tokenizer in tokenizers.values())
     shortened = 0
     for caption in counted(captions, "captions", stopping):
-        tensors = {key: value[0].float() for key, value in cache.family.encode_texts(tokenizers, encoders, [caption]).items()}
+        tensors = {key: value[0] for key, value in cache.family.encode_texts(tokenizers, encoders, [caption]).items()}
         shortened += all(len(tokenizer(caption).input_ids) > limit for tokenizer in tokenizers.values())
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise BadInput(

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoHaConfig, LoKrConfig, PeftConfig, inject_adapter_in_model
+from peft import PeftConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from lora import kohya
-from lora.adapters import ADAPTER, layers
+from lora.adapters import ADAPTER, LYCORIS, layers
 from lora.checkpoint import sync
 from lora.ends import WrongFile
 from lora.family import Family
@@ -34,7 +34,6 @@ from lora.family import Family
 Updates = dict[str, torch.Tensor]
 # Two factors that are rounded to fp16 are compared with the same rounding; four of them only with its size.
 EXACT, ROUNDED = 1e-5, 5e-3
-LYCORIS = {"loha": LoHaConfig, "lokr": LoKrConfig}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -137,9 +136,9 @@ def read_by_diffusers(path: Path, family: Family) -> Updates:
 
     reader, net = getattr(lora_pipeline, family.READER), fresh(family.net)
     more = {"unet_config": net.config} if family.base.kind.net == "unet" else {}
-    tensors, alphas, metadata = reader.lora_state_dict(str(path), return_lora_metadata=True, local_files_only=True, **more)
-    load = getattr(reader, f"load_lora_into_{family.base.kind.net}")
-    load(tensors, alphas, net, metadata=metadata, low_cpu_mem_usage=True)
+    tensors, *alphas, metadata = reader.lora_state_dict(str(path), return_lora_metadata=True, local_files_only=True, **more)
+    known = {"network_alphas": alphas[0] if alphas else None, "metadata": metadata, "low_cpu_mem_usage": True}
+    getattr(reader, f"load_lora_into_{family.base.kind.net}")(tensors, **{family.base.kind.net: net}, **known)
     return part_updates(net)
 
 

@@ -33,6 +33,8 @@ class Family(ABC):
     """The text encoders that may learn."""
     TARGETS: ClassVar[Mapping[str, Sequence[str]]]
     """--targets → how the names of the layers end that learn."""
+    EXCLUDED: ClassVar[str] = ""
+    """A layer, by its whole name, that does not learn although it ends as they do."""
     VERSION: ClassVar[str]
     """ss_base_model_version"""
     ARCHITECTURE: ClassVar[str]
@@ -51,7 +53,7 @@ class Family(ABC):
         self.net = base.load(base.kind.net, dtype).to(device)
         names = self.LEARNING_TEXTS if options.text_lr else ()
         self.encoders = {name: base.load(name, dtype).to(device) for name in names}
-        self.tokenizers = {name: base.load(self.TEXTS[name], None) for name in names}
+        self.tokenizers = {name: self.tokenizer(base, name, options) for name in names}
 
     def parts(self) -> dict[str, Any]:
         """The parts that learn, by the names of their folders."""
@@ -86,6 +88,16 @@ class Family(ABC):
     def conditions(self, photos: Sequence[Photo]) -> Tensors:
         """What the net is told of the images besides their captions."""
         return {}
+
+    @classmethod
+    def tokenizer(cls, base: Base, encoder: str, options: Options) -> Any:
+        """The tokenizer of a text encoder."""
+        return base.load(cls.TEXTS[encoder], None)
+
+    @staticmethod
+    def text_settings(options: Options) -> tuple[object, ...]:
+        """Options that change what the text encoders say."""
+        return ()
 
     @staticmethod
     def text_precision(encoder: str, device: torch.device) -> torch.dtype:

@@ -44,8 +44,7 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     device, dtype = choose_device(options)
     learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
-    learning = kind.LEARNING_TEXTS if options.text_lr else ()
-    cache = Cache(options.cache_dir, base, kind, tuple(name for name in kind.TEXTS if name not in learning))
+    cache = Cache(options.cache_dir, base, kind, options)
     try:
         fill(cache, photos, ["", *(photo.caption for photo in photos), *prompts], device, stopping)
         model = prepare(options, kind(base, options, device, dtype))

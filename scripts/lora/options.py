@@ -102,8 +102,6 @@ class Options:
     )  # fmt: skip
     rank: int = flag(16, NETWORK, "rank of each layer's update", low=1, high=1024)
     alpha: float = flag(8.0, NETWORK, "strength; the update is scaled by alpha / rank", low=0.001, high=4096)
-    conv_rank: int = flag(0, NETWORK, "rank of convolutions wider than a pixel (0: as the others)", low=0, high=1024)
-    conv_alpha: float = flag(0.0, NETWORK, "their alpha, with --conv-rank (0: scaled as the others are)", low=0, high=4096)
     text_lr: float = flag(0.0, NETWORK, "learning rate of the CLIP text encoders (0: they do not learn)", low=0, high=10)
     text_rank: int = flag(0, NETWORK, "rank in the text encoders (0: as the others)", low=0, high=1024)
     text_alpha: float = flag(0.0, NETWORK, "alpha in the text encoders (0: scaled as the others are)", low=0, high=4096)
@@ -116,7 +114,6 @@ class Options:
     warmup: int = flag(0, TRAINING, "steps over which the rate rises from 0", low=0, high=1_000_000)
     weight_decay: float = flag(0.01, TRAINING, "decay of AdamW", low=0, high=1)
     clip: float = flag(1.0, TRAINING, "largest gradient norm (0: no limit)", low=0, high=1000)
-    min_snr_gamma: float = flag(5.0, TRAINING, "min-SNR weighting of the loss (0: off)", low=0, high=100)
     seed: int = flag(42, TRAINING, "seed of everything random", low=0, high=2**31 - 1)
     precision: str = flag("auto", TRAINING, "auto: bf16 where the GPU has it, else fp32", choices=("auto", "bf16", "fp32"))
     gradient_checkpointing: str = flag(
@@ -177,6 +174,15 @@ class Options:
         decisive = {name: getattr(self, name) for name, (_, _, about) in flags(type(self)).items() if not about.free}
         # More steps at a constant rate are the same training, longer.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnetOptions(Options):
+    """What families with a UNet have besides: convolutions, and noise that is removed step by step."""
+
+    conv_rank: int = flag(0, NETWORK, "rank of convolutions wider than a pixel (0: as the others)", low=0, high=1024)
+    conv_alpha: float = flag(0.0, NETWORK, "their alpha, with --conv-rank (0: scaled as the others are)", low=0, high=4096)
+    min_snr_gamma: float = flag(5.0, TRAINING, "min-SNR weighting of the loss (0: off)", low=0, high=100)
 
 
 def flags(kind: type[Options]) -> dict[str, tuple[type, Any, Flag]]:

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from lora.base import Kind, find
 from lora.data import survey
 from lora.ends import CannotWrite, End, Interrupted
-from lora.options import Options, parse
+from lora.options import Options, flags, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ def smoke_options(tool: Tool, options: Options) -> Options:
         shape.paste("white", (24, 24, 72, 72))
         shape.save(folder / "dataset" / f"{name}.png")
         (folder / "dataset" / f"{name}.txt").write_text(f"a white square on {name}\n")
-    tiny: dict[str, Any] = {"resolution": 64, "bucket_step": 32, "targets": "locon", "rank": 8, "steps": 20, "lr": 3e-3}
+    tiny: dict[str, Any] = {"resolution": 64, "bucket_step": 32, "rank": 8, "steps": 20, "lr": 3e-3}
+    tiny["targets"] = flags(tool.options)["targets"][2].choices[-1]
     tiny |= {"batch_size": 4, "sample_steps": 4, "sample_every": 10, "checkpoint_every": 10, "metrics": "", "cache": ""}
     tiny |= {place: str(folder / place) for place in ("base", "dataset", "output")}
     return dataclasses.replace(options, **tiny)

@@ -13,7 +13,7 @@ import torch
 
 from lora.base import Base
 from lora.family import Family, Tensors
-from lora.options import Options
+from lora.options import UnetOptions
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 OTHERS = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut", "conv")
@@ -32,7 +32,7 @@ class UnetFamily(Family):
 
     TARGETS: ClassVar = {"attention": ATTENTION, "locon": (*ATTENTION, *OTHERS)}
 
-    def __init__(self, base: Base, options: Options, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, base: Base, options: UnetOptions, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(base, options, device, dtype)
         config = base.scheduler_config()
         self.signal = noise_levels(config).to(device)

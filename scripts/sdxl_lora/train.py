@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what all trainers share lies beside this folder
 
 from lora.base import Kind
-from lora.options import Options
+from lora.options import UnetOptions
 from lora.program import Tool, main
 
 
@@ -60,8 +60,8 @@ KIND = Kind(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SdxlOptions(Options):
-    """The flags of all trainers, with the defaults that suit a real SDXL base."""
+class SdxlOptions(UnetOptions):
+    """The flags of the trainers of a UNet, with the defaults that suit a real SDXL base."""
 
     FAMILY: ClassVar[str] = "Stable Diffusion XL"
 

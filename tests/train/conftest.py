@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 PHOTOGRAPHS = ROOT / "tests" / "fixtures" / "muybridge-cat"
 sys.path.insert(0, str(SCRIPTS))
+
+Train = Callable[..., Path]
 
 # A profile that trains in seconds: small pictures, and the targets with which even a random base visibly learns.
 TINY = {
@@ -49,13 +52,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SDXL base model."""
-    from make_tiny_sdxl import make
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """bases(family) is a tiny base model of it, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("bases")
 
-    out = tmp_path_factory.mktemp("base") / "tiny"
-    make(out)
-    return out
+    def make(family: str) -> Path:
+        importlib.import_module(f"make_tiny_{family}").make(folder / family)
+        return folder / family
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base(bases: Callable[[str], Path]) -> Path:
+    """A tiny SDXL base model."""
+    return bases("sdxl")
 
 
 @pytest.fixture(scope="session")
@@ -93,18 +104,25 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(base: Path, cache: Path, photographs: Path, tmp_path: Path) -> Callable[..., Path]:
-    """run(**options) trains in this process with the tiny profile and returns the output folder."""
+def train(bases: Callable[[str], Path], cache: Path, photographs: Path, tmp_path: Path) -> Train:
+    """train(family, **options) trains in this process with the tiny profile and returns the output folder."""
 
-    def train(stopping: Callable[[], None] = lambda: None, **options: object) -> Path:
+    def run(family: str, stopping: Callable[[], None] = lambda: None, **options: object) -> Path:
         from lora.base import find
         from lora.data import survey
         from lora.loop import train
-        from sdxl_lora.train import TOOL
 
-        given = {"base": base, "dataset": photographs, "output": tmp_path / "output", "cache": cache, **TINY, **options}
-        chosen = chosen_options(**given)
-        train(chosen, survey(chosen), find(chosen.base, TOOL.kind), TOOL.family(), stopping)
+        places = {"base": bases(family), "dataset": photographs, "output": tmp_path / "output", "cache": cache}
+        targets = {"targets": "all"} if family == "flux" else {}
+        chosen = chosen_options(family, **{**places, **TINY, **targets, **options})
+        trainer = tool(family)
+        train(chosen, survey(chosen), find(chosen.base, trainer.kind), trainer.family(), stopping)
         return chosen.output_dir
 
-    return train
+    return run
+
+
+@pytest.fixture
+def run(train: Train) -> Train:
+    """run(**options) trains SDXL so."""
+    return partial(train, "sdxl")

@@ -32,7 +32,7 @@ def test_a_sample_is_the_picture_that_diffusers_makes(base: Path, tmp_path: Path
 
     prompt = "a cat on a wall"
     model = model_of(base, output=tmp_path, sample_steps=4, sample_guidance=3)
-    cache = Cache(tmp_path / "cache", model.base, type(model), tuple(model.TEXTS))
+    cache = Cache(tmp_path / "cache", model.base, type(model), model.options)
     fill(cache, [], ["", prompt], model.device, lambda: None)
     (path,) = Sampler(cache, model.options, [prompt]).write(model, 7, lambda: None)
     pipeline = StableDiffusionXLPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,8 @@ from tests.train.conftest import ROOT, tool
 FLAGS = """
 base dataset output metrics cache name
 resolution bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions caption_dropout
-network targets rank alpha conv_rank conv_alpha text_lr text_rank text_alpha
-steps batch_size grad_accumulation lr lr_schedule warmup weight_decay clip min_snr_gamma seed precision gradient_checkpointing threads
+network targets rank alpha text_lr text_rank text_alpha conv_rank conv_alpha
+steps batch_size grad_accumulation lr lr_schedule warmup weight_decay clip seed precision gradient_checkpointing threads min_snr_gamma
 log_every val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance
 checkpoint_every keep_checkpoints
 """
@@ -26,28 +28,45 @@ def test_the_flags_are_these() -> None:
     assert list(flags(tool("sdxl").options)) == FLAGS.split()
 
 
+HEAD = ["| flag | type | default | limits | meaning |", "|---|---|---|---|---|"]
+
+
+def row(name: str, kind: type, default: object, about: Any) -> str:
+    """One flag as docs/training.md shows it."""
+    bounds = [(sign, bound) for sign, bound in (("≥", about.low), ("≤", about.high)) if bound is not None]
+    limits = ", ".join(about.choices) or " ".join(f"{sign} {bound:.10g}" for sign, bound in bounds)
+    shown = f"`{default}`" if default != "" else ""
+    help_ = about.help.replace("|", "\\|") + (f" (or `{about.env}`)" if about.env else "")
+    return f"| `--{name.replace('_', '-')}` | {kind.__name__} | {shown} | {limits} | {help_} |"
+
+
 def table() -> str:
-    """The table of flags as docs/training.md shows it."""
+    """The flags of SDXL's trainer, by group."""
     from lora.options import flags
 
     rows, group = [], ""
     for name, (kind, default, about) in flags(tool("sdxl").options).items():
         if about.group != group:
             group = about.group
-            rows += ["", f"**{group}**", "", "| flag | type | default | limits | meaning |", "|---|---|---|---|---|"]
-        bounds = [(sign, bound) for sign, bound in (("≥", about.low), ("≤", about.high)) if bound is not None]
-        limits = " ".join(f"{sign} {bound:.10g}" for sign, bound in bounds)
-        shown = f"`{default}`" if default != "" else ""
-        help_ = about.help.replace("|", "\\|") + (f" (or `{about.env}`)" if about.env else "")
-        rows.append(
-            f"| `--{name.replace('_', '-')}` | {kind.__name__} | {shown} | {', '.join(about.choices) or limits} | {help_} |"
-        )
+            rows += ["", f"**{group}**", "", *HEAD]
+        rows.append(row(name, kind, default, about))
     return "\n".join(rows).strip()
 
 
-def test_the_documentation_lists_every_flag() -> None:
-    """docs/training.md holds the table that follows from the declarations."""
-    assert table() in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+def differences(family: str) -> str:
+    """What is otherwise in another family's trainer."""
+    from lora.options import flags
+
+    usual, own = flags(tool("sdxl").options), flags(tool(family).options)
+    lacking = ", ".join(f"`--{name.replace('_', '-')}`" for name in usual if name not in own)
+    title = f"**`{family}-lora@1`**, where it differs" + (f"; it has no {lacking}" if lacking else "")
+    return "\n".join([title, "", *HEAD, *(row(name, *own[name]) for name in own if own[name] != usual.get(name))])
+
+
+@pytest.mark.parametrize("part", [table, lambda: differences("sd15"), lambda: differences("flux")])
+def test_the_documentation_lists_every_flag(part: Callable[[], str]) -> None:
+    """docs/training.md holds the tables that follow from the declarations."""
+    assert part() in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def test_a_configuration_file_sets_options_and_flags_override_it(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, ca
 
     options, trainer = chosen_options(base=base, dataset=photographs, resolution=64), tool("sdxl")
     photos, model, kind = survey(options), find(options.base, trainer.kind), trainer.family()
-    cache = Cache(tmp_path, model, kind, tuple(kind.TEXTS))
+    cache = Cache(tmp_path, model, kind, options)
 
     def encode(*captions: str) -> list[str]:
         fill(cache, photos, captions, torch.device("cpu"), lambda: None)

@@ -83,7 +83,7 @@ def test_hello_fails_as_asked(settings: list[str], code: int, words: str, tmp_pa
     assert "flood" not in settings[0] or len(log) > 64 * 1024
 
 
-LORA_TOOLS = ["sdxl"]
+LORA_TOOLS = ["sd15", "sdxl", "flux"]
 
 
 def trainer_flags(family: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,100 @@
+"""Train a LoRA for FLUX.1 from a folder of captioned images.
+
+    python train.py --dataset photos --output out                              # FLUX.1-dev from the hub (needs HF_TOKEN)
+    python train.py --base model/ --dataset photos --output out --rank 32      # a base on this disk
+    python train.py --smoke                                                    # everything made up, on a CPU, under a minute
+
+What it reads, writes and how it ends is told in ../lora/program.py. This file says what a base of the family looks like and which
+flags are its own; family.py beside it says what is computed.
+
+Editing rules: standard library only, so that what is wrong is found before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what all trainers share lies beside this folder
+
+from lora.base import Kind
+from lora.options import NETWORK, TRAINING, Options, flag, revised
+from lora.program import Tool, main
+
+
+def foreign(pipeline: str, config: Mapping[str, Any]) -> str:
+    """Why a model is not plain FLUX.1: another pipeline, or a variant for other inputs such as filling or control."""
+    if pipeline != "FluxPipeline":
+        return "which is another family; give a FLUX.1 model"
+    if (channels := config.get("in_channels", 64)) != 64:
+        return f"but it is a variant for other inputs ({channels} channels in transformer), not the plain model"
+    return ""
+
+
+def single_file(_header: Mapping[str, Any]) -> str:
+    """FLUX's single files hold the transformer alone."""
+    return "a single file holds the transformer without its text encoders; give a diffusers folder or a hub id"
+
+
+KIND = Kind(
+    name="FLUX.1",
+    net="transformer",
+    parts={
+        "transformer": ("diffusers", "FluxTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "text_encoder_2": ("transformers", "T5EncoderModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "tokenizer_2": ("transformers", "T5TokenizerFast"),
+    },
+    pipeline="FluxPipeline",
+    scheduler={},
+    foreign=foreign,
+    single_file=single_file,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxOptions(Options):
+    """The defaults that suit FLUX.1-dev on one GPU of 48 GB."""
+
+    FAMILY: ClassVar[str] = "FLUX.1"
+
+    base: str = revised("base", "black-forest-labs/FLUX.1-dev", "model to train on: a diffusers folder or a hub id")
+    targets: str = revised(
+        "targets",
+        "attention",
+        "layers that learn: attention, or all: also feed-forward and projections",
+        choices=("attention", "all"),
+    )
+    alpha: float = revised("alpha", 16.0)
+    text_lr: float = revised("text_lr", 0.0, "learning rate of the CLIP text encoder (0: it does not learn); T5 never learns")
+    sample_guidance: float = revised("sample_guidance", 3.5, "guidance that a sample is made with, where the base takes one")
+
+    text_length: int = flag(512, NETWORK, "tokens of a caption that T5 reads; FLUX.1-schnell knows 256", low=8, high=512)
+    timestep_shift: float = flag(
+        0.0,
+        TRAINING,
+        "how far noise levels are moved towards noise (0: as the base's schedule does for the image's size)",
+        low=0,
+        high=20,
+    )
+    train_guidance: float = flag(
+        1.0, TRAINING, "guidance that the base is told while it learns, where it takes one", low=0, high=30
+    )
+
+
+def family() -> type:
+    """What is computed, loaded late because it needs torch."""
+    from flux_lora.family import Flux
+
+    return Flux
+
+
+TOOL = Tool("flux-lora", KIND, FluxOptions, family, "make_tiny_flux.py")
+
+if __name__ == "__main__":
+    sys.exit(main(TOOL))
