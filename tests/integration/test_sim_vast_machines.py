@@ -131,14 +131,13 @@ def test_onstart_runs_at_each_boot_with_the_containers_variables(sim: SimVast, k
 
 
 def test_an_outbid_instance_is_silent_and_keeps_its_disk(sim: SimVast, key: Path, tmp_path: Path) -> None:
-    """Its processes are killed; started again, it is as it was."""
+    """Its processes are killed; when the GPU is free again it starts by itself, and is as it was."""
     made = _running(sim, key)
     pid = _detached(made, key)
     _ssh(made, key, "echo kept >file")
-    sim.faults.arm("run-outbid")
+    sim.faults.arm("run-outbid", seconds=0.5)
     wait_for(lambda: not _runs(pid), "the end of its processes")
-    assert made.actual == "stopped"
-    _ask(sim, "PUT", f"/api/v0/instances/{made.id}/", {"state": "running"})
+    assert [entry.detail for entry in sim.record.entries("stopped")][-1] == "outbid"
     wait_for(lambda: made.actual == "running", "the instance to run again")
     assert _ssh(made, key, "cat file").stdout == "kept\n"
 

@@ -92,14 +92,16 @@ def _parked(sim: Standing, name: str) -> None:
     "create-no-ask-404",
     "create-no-ask-410",
     "create-500",
+    "create-conflict",
     "create-429-text",
     "create-429-json",
     "create-no-credit",
 )
 def _refused(sim: Standing, name: str) -> None:
     reply = sim.rent()
-    words = {"create-500": "server_error", "create-no-credit": "insufficient_credit"}
-    status = 400 if name == "create-no-credit" else int(name.split("-")[-1]) if name[-3:].isdigit() else 429
+    words = {"create-500": "server_error", "create-no-credit": "insufficient_credit", "create-conflict": "conflict"}
+    number = int(name.split("-")[-1]) if name[-3:].isdigit() else 429
+    status = {"create-no-credit": 400, "create-conflict": 409}.get(name, number)
     expected = words.get(name, "no_such_ask" if "no-ask" in name else "requests")
     assert reply.status == status
     assert expected in str(reply.body)
@@ -134,6 +136,15 @@ def _late(sim: Standing, name: str) -> None:
     assert sim.listed(**by_label) == []
     sim.go(3)
     assert len(sim.listed(**by_label)) == 1
+
+
+@checks("list-empty")
+def _nothing(sim: Standing, name: str) -> None:
+    sim.made()
+    body = sim.ask("GET", "/api/v1/instances/").body
+    assert (body["instances"], body["total_instances"]) == ([], 0)
+    sim.go(3)
+    assert len(sim.listed()) == 1
 
 
 @checks("list-page-missing")
@@ -261,6 +272,14 @@ def _stays(sim: Standing, name: str) -> None:
     assert reply.status == {"destroy-429": 429, "destroy-500": 500, "destroy-bad-key": 404}[name]
     sim.go(100)
     assert made.ended_at is None
+
+
+@checks("destroy-late")
+def _answered_late(sim: Standing, name: str) -> None:
+    made = sim.running()
+    assert sim.destroy_by_request(made).delay_s == 40
+    sim.go(7)
+    assert sim.live == {}
 
 
 @checks("destroy-dropped", "destroy-no-such")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from remote_trainer.testing.vast.market import meets
 from remote_trainer.testing.vast.reply import Refused, Reply, refusal
 
 #: Least seconds between two requests of a kind with one key, as published.
@@ -27,6 +28,12 @@ THRESHOLDS_S: Mapping[str, float] = {
     "execute": 1.5,
     "charges": 1.0,
     "invoices": 3.0,
+    "volumes": 5.5,
+    "launch": 5.0,
+    "ssh-key": 1.0,
+    "detach": 2.0,
+    "api-key": 2.0,
+    "secrets": 3.0,
 }
 _CREATE_PENALTY_S = 12.0
 _BOUND = 401, "auth_error", "lacks proper privileges for this action due to a constraint on id"
@@ -39,8 +46,15 @@ class Key:
     id: int
     value: str
     instance: int | None = None
-    groups: frozenset[str] | None = None  # None: all permissions
+    name: str = ""
+    #: Permission group → the routes in it, each with its constraints; no routes: all of them. None: all groups.
+    permissions: Mapping[str, Any] | None = None
     revoked: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """Return what a list of keys shows."""
+        permissions = {"api": dict(self.permissions)} if self.permissions is not None else {}
+        return {"id": self.id, "name": self.name, "key_hint": self.value[:6], "permissions": permissions}
 
 
 @dataclass(slots=True)
@@ -74,6 +88,7 @@ def too_frequent(shape: int, threshold: float) -> Refused:
         f"API requests too frequent: endpoint threshold={threshold}",
         {"detail": f"API requests too frequent endpoint threshold={threshold}"},
         {"success": False, "error": "rate_limit_exceeded", "msg": "Too many requests."},
+        {"success": False, "error": "rate_limit_exceeded", "msg": "Too many requests.", "retry_after": threshold},
     )
     return Refused(Reply(status=429, body=bodies[shape % len(bodies)]))
 
@@ -83,17 +98,35 @@ class Account:
 
     def __init__(self, credit: Decimal = Decimal(25)) -> None:
         self.credit = credit
+        self.payments: list[tuple[float, Decimal, str]] = []  # when, how much, why
+        self.children: dict[int, dict[str, Any]] = {}  # sub-accounts
+        self.searches_from = 0.0  # the daily quota of searches is used up until then
         self.ssh_keys: dict[int, dict[str, Any]] = {}
         self.keys: list[Key] = []
         self.key = self.new_key()
         self.limits = Limits()
         self._next_ssh_key = 1
 
-    def new_key(self, *, instance: int | None = None, groups: frozenset[str] | None = None) -> Key:
-        """Add a key."""
-        key = Key(id=len(self.keys) + 1, value=secrets.token_hex(32), instance=instance, groups=groups)
+    def new_key(
+        self,
+        *,
+        instance: int | None = None,
+        groups: frozenset[str] | None = None,
+        permissions: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> Key:
+        """Add a key: for everything, for some groups, for some routes of them, or for one instance."""
+        if groups is not None:
+            permissions = {group: {} for group in sorted(groups)}
+        number, value = len(self.keys) + 1, secrets.token_hex(32)
+        key = Key(id=number, value=value, instance=instance, permissions=permissions, name=name)
         self.keys.append(key)
         return key
+
+    def pay(self, amount: Decimal, at: float, why: str) -> None:
+        """Add to the credit, or take from it."""
+        self.credit += amount
+        self.payments.append((at, amount, why))
 
     def who(self, header: str | None) -> Key:
         """Return whose key an ``Authorization`` header carries."""
@@ -105,12 +138,20 @@ class Account:
                 return key
         raise invalid_key()
 
-    def may(self, key: Key, group: str, *, instance: int | None, self_service: bool) -> None:
-        """Refuse what a key is not for; a key of an instance is for that instance alone."""
-        if key.instance is not None and (key.instance != instance or not self_service):
+    def may(self, key: Key, group: str, route: str, *, number: int | None, self_service: bool) -> None:
+        """Refuse what a key is not for; a key of an instance is for that instance alone. `number` is the one in the path."""
+        if key.instance is not None and (not self_service or number not in (None, key.instance)):
             raise refusal(*_BOUND)
-        if key.groups is not None and group not in key.groups:
+        if key.permissions is None:
+            return
+        if group not in key.permissions:
             raise refusal(401, "auth_error", f"lacks the {group} permission group")
+        routes = key.permissions[group]
+        if isinstance(routes, Mapping) and routes:
+            if route not in routes:
+                raise refusal(401, "auth_error", f"lacks the {route} route access")
+            if not meets({"id": number}, (routes[route] or {}).get("constraints") or {}):
+                raise refusal(*_BOUND)
 
     def add_ssh_key(self, public: str, at: float) -> dict[str, Any]:
         """Keep a key that new instances get."""

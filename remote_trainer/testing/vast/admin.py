@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from remote_trainer.testing.vast import spot
 from remote_trainer.testing.vast.provider import Provider
-from remote_trainer.testing.vast.reply import Reply, ok, refusal
+from remote_trainer.testing.vast.reply import Reply, no_such_instance, ok, refusal
 from remote_trainer.testing.vast.routes import Request, Route
 
 
@@ -48,7 +48,22 @@ def record(sim: Provider, request: Request) -> Reply:
 
 def credit(sim: Provider, request: Request) -> Reply:
     """Set the credit, US dollars."""
-    sim.account.credit = Decimal(str(request.fields["credit"]))
+    sim.account.pay(Decimal(str(request.fields["credit"])) - sim.account.credit, sim.now, "by hand")
+    return ok()
+
+
+def traffic(sim: Provider, request: Request) -> Reply:
+    """Let an instance have received `down_gb` and sent `up_gb`: the simulation itself does not count bytes."""
+    instance = sim.find(request.number)
+    if instance is None:
+        raise no_such_instance(request.number)
+    sim.carry(instance, down_gb=float(request.fields.get("down_gb") or 0), up_gb=float(request.fields.get("up_gb") or 0))
+    return ok()
+
+
+def charges(sim: Provider, request: Request) -> Reply:
+    """Let the list of charges be `lag_s` seconds behind."""
+    sim.charges_lag_s = float(request.fields.get("lag_s") or 0)
     return ok()
 
 
@@ -101,6 +116,8 @@ TABLE = (
     Route(method="DELETE", path="/admin/faults/", handler=disarm),
     Route(method="GET", path="/admin/record/", handler=record),
     Route(method="POST", path="/admin/credit/", handler=credit),
+    Route(method="POST", path="/admin/charges/", handler=charges),
+    Route(method="POST", path="/admin/instances/{}/traffic/", handler=traffic),
     Route(method="POST", path="/admin/offers/{}/", handler=change_offer),
     Route(method="POST", path="/admin/offers/{}/demand/", handler=demand),
     Route(method="POST", path="/admin/market/", handler=moves),

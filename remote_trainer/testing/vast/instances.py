@@ -12,12 +12,12 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any
 
+from remote_trainer.testing.vast.bills import DISK, DOWN, GPU, UP, Meter
 from remote_trainer.testing.vast.doors import Door
 from remote_trainer.testing.vast.machines import Address
 from remote_trainer.testing.vast.market import MONTH_H, priced
 
 TAIL_S = 120.0
-_HOUR_S = Decimal(3600)
 _PULL_ERROR = "Error response from daemon: pull access denied, repository does not exist or may require 'docker login'"
 _OCI = "OCI runtime create failed: runc create failed: unable to start container process"
 MESSAGES = {"boot-forever": "4f4fb700ef54: Pulling fs layer", "boot-pull-error": _PULL_ERROR, "boot-oci": _OCI, "boot-halted": ""}
@@ -47,30 +47,6 @@ class Step(Enum):
     OPEN = "open"  # its door
     KEYS = "keys"  # let in at last
     GONE = "gone"  # also waits for its machine's end
-
-
-@dataclass(slots=True)
-class Meter:
-    """What an instance has cost. The GPU is paid while it runs, the disk always, both for a while after the end of one that ran."""
-
-    gpu_s: float = 0.0
-    disk_s: float = 0.0
-    gpu: Decimal = Decimal(0)
-    disk: Decimal = Decimal(0)
-
-    @property
-    def total(self) -> Decimal:
-        """Return US dollars."""
-        return self.gpu + self.disk
-
-    def add(self, seconds: float, *, gpu_per_hour: Decimal, disk_per_hour: Decimal) -> Decimal:
-        """Count a stretch of time at these prices; returns what it costs."""
-        gpu, disk = (Decimal(str(seconds)) * price / _HOUR_S for price in (gpu_per_hour, disk_per_hour))
-        self.gpu_s += seconds if gpu_per_hour else 0.0
-        self.disk_s += seconds if disk_per_hour else 0.0
-        self.gpu += gpu
-        self.disk += disk
-        return gpu + disk
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +118,15 @@ class Instance:
             return Decimal(0)
         gpu = self.gpu_price if self.gpu_on or self.ran_at_end else 0.0
         disk = self.disk_gb * float(self.offer.get("storage_cost") or 0) / MONTH_H
-        return self.meter.add(until - since, gpu_per_hour=Decimal(str(gpu)), disk_per_hour=Decimal(str(disk)))
+        return self.meter.add(GPU, since, until, Decimal(str(gpu))) + self.meter.add(DISK, since, until, Decimal(str(disk)))
+
+    def carry(self, at: float, *, down_gb: float, up_gb: float) -> Decimal:
+        """Count traffic, and return what it costs."""
+        before = self.meter.total
+        for kind, gb, price in ((DOWN, down_gb, "inet_down_cost"), (UP, up_gb, "inet_up_cost")):
+            if gb:
+                self.meter.count(kind, at, Decimal(str(gb)) * Decimal(str(self.offer.get(price) or 0)), gb)
+        return self.meter.total - before
 
     @property
     def gpu_price(self) -> float:
@@ -179,7 +163,7 @@ class Instance:
             "template_id": None,
             "template_name": None,
             "template_hash_id": None,
-            "volume_info": [],
+            "volume_info": [self.body["volume_info"]] if self.body.get("volume_info") else [],
             "is_bid": self.bid is not None,
             "min_bid": self.offer["min_bid"] if floor is None else floor,
             "disk_space": self.disk_gb,

@@ -24,6 +24,7 @@ from remote_trainer.testing.vast.market import Market
 from remote_trainer.testing.vast.record import Entry, Record
 from remote_trainer.testing.vast.reply import refusal
 from remote_trainer.testing.vast.schedule import Job, Schedule
+from remote_trainer.testing.vast.volumes import Volumes
 
 _FIRST_ID = 770_001
 _DUE_MAX = 100_000  # things due in one tick; more is a bug
@@ -47,6 +48,10 @@ class Provider:
         self.faults = Faults(lambda: self.now)
         self.schedule = Schedule()
         self.spot = spot.Spot()
+        self.volumes = Volumes()
+        self.secrets: dict[str, str] = {}  # of the account: in the environment of every instance
+        self.lists_nothing_until = 0.0
+        self.charges_lag_s = 0.0  # so long the list of charges is behind
         self.record = Record()
         self.audit: list[dict[str, Any]] = []
         self.live: dict[int, Instance] = {}
@@ -126,7 +131,7 @@ class Provider:
         return Order(
             instance=instance.id,
             keys=tuple(instance.keys.values()),
-            env={**named, **own, "VAST_CONTAINERLABEL": f"C.{instance.id}"},
+            env={**self.secrets, **named, **own, "VAST_CONTAINERLABEL": f"C.{instance.id}"},
             onstart=str(instance.body.get("onstart") or ""),
             files={".vast_api_key": instance.api_key, ".vast_containerlabel": f"C.{instance.id}"},
             gpus=gpus,
@@ -154,14 +159,20 @@ class Provider:
     # -- money
 
     def cost(self, label: str = "") -> Decimal:
-        """Return what all instances whose label begins so have cost."""
-        every = (*self.live.values(), *self.past)
-        return sum((each.meter.total for each in every if each.label.startswith(label)), Decimal(0))
+        """Return what all instances and volumes whose label begins so have cost."""
+        instances = (each.meter.total for each in (*self.live.values(), *self.past) if each.label.startswith(label))
+        volumes = (each.meter.total for each in self.volumes.every() if each.label.startswith(label))
+        return sum((*instances, *volumes), Decimal(0))
+
+    def carry(self, instance: Instance, *, down_gb: float = 0.0, up_gb: float = 0.0) -> None:
+        """Bytes came to an instance, or went from it."""
+        self.account.credit -= instance.carry(self.now, down_gb=down_gb, up_gb=up_gb)
 
     def _bill(self, until: float) -> None:
         since, self._billed_to = self._billed_to, max(self._billed_to, until)
         for instance in (*self.live.values(), *self._tails):
             self.account.credit -= instance.bill(since, until)
+        self.account.credit -= self.volumes.bill(since, until)
         self._tails = [each for each in self._tails if (each.billed_until or 0.0) > until]
         if self.account.credit <= 0:
             self._stop_everything()
@@ -237,6 +248,7 @@ class Provider:
         self._tails.append(instance)
         self.hands.forget(instance.id)
         spot.settle(self, int(instance.offer["id"]))
+        self.volumes.leave(instance.id, now)
         if instance.door is not None:
             instance.door.close()
         self.note("gone", instance, f"${instance.meter.total:.6f}")

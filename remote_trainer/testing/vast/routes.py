@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from remote_trainer.testing.vast import spot
 from remote_trainer.testing.vast.account import Key, invalid_key, too_frequent
 from remote_trainer.testing.vast.provider import Provider, offer_gone
 from remote_trainer.testing.vast.reply import Refused, Reply, ok, refusal
+from remote_trainer.testing.vast.volumes import Volume, wished
 
 if TYPE_CHECKING:
     from remote_trainer.testing.vast.faults import Armed
@@ -63,6 +64,7 @@ class Route:
     kind: str = ""  # how often it may be sent
     audit: str = ""  # its name in the audit log, where it changes something
     own: bool = False  # an instance's own key may, on that instance
+    name: str = ""  # by which a key's permissions name it
     bare: bool = False  # also without the slash at the end
 
 
@@ -89,8 +91,9 @@ class Routes:
             if sim.faults.strike("account-key-revoked"):
                 raise invalid_key()
             request.key = sim.account.who(request.authorization)
-            instance = request.number if request.parts else None
-            sim.account.may(request.key, route.group, instance=instance, self_service=route.own)
+            number = request.number if request.parts else None
+            name = route.name or route.audit or f"{route.method} {route.path}"
+            sim.account.may(request.key, route.group, name, number=number, self_service=route.own)
         key_id = 0 if request.key is None else request.key.id
         sim.account.limits.check(route.kind, key_id)
         reply = route.handler(sim, request)
@@ -117,8 +120,10 @@ class Routes:
 
 def search(sim: Provider, request: Request) -> Reply:
     """Find offers; both forms of the search."""
+    midnight = (int(sim.now) // _DAY_S + 1) * _DAY_S
     if sim.faults.strike("search-quota"):
-        midnight = (int(sim.now) // _DAY_S + 1) * _DAY_S
+        sim.account.searches_from = midnight
+    if sim.now < sim.account.searches_from:
         body = {"success": False, "error": "search_quota_exceeded", "msg": "Daily search quota exceeded."}
         return Reply(status=429, body=body, headers={"X-RateLimit-Reset": str(midnight)})
     query = request.fields.get("q", request.fields)
@@ -146,6 +151,28 @@ def create(sim: Provider, request: Request) -> Reply:
         raise
 
 
+def create_many(sim: Provider, request: Request) -> Reply:
+    """Rent several offers, each by itself: what was made, and what was refused why."""
+    made, failed = [], []
+    for number in request.fields.get("ids") or ():
+        each = {name: value for name, value in request.fields.items() if name != "ids"}
+        try:
+            reply = create(sim, replace(request, parts=(str(number),), body=each))
+        except Refused as refused:
+            failed.append({"id": number, "msg": str(refused)})
+        else:
+            made.append({"id": number, **(reply.body if isinstance(reply.body, dict) else {})})
+    return ok(results=made, failed=failed)
+
+
+def launch(sim: Provider, request: Request) -> Reply:
+    """Search and rent the first that is found."""
+    found = sim.market.search(request.fields.get("q") or {})
+    if not found:
+        raise refusal(400, "no_such_ask", "No offers match the query.")
+    return create(sim, replace(request, parts=(str(found[0]["id"]),)))
+
+
 def _create_fault(sim: Provider, label: str, offer_id: int) -> Armed | None:
     """Return what befalls this request; a duplicate is a matter of the offer."""
     for armed in sim.faults.armed("create-"):
@@ -161,8 +188,12 @@ def _rent(sim: Provider, offer_id: int, body: Mapping[str, Any], fault: Armed | 
     if name in _REFUSALS:
         raise _REFUSALS[name](offer_id)
     _check_order(body)
+    offer = sim.market.offers.get(offer_id, {})
     parks = _check_offer(sim, offer_id, body) or name == "create-parked"
+    volume = _volume(sim, offer, body)
     made = sim.create(offer_id, body, parked=parks)
+    if volume is not None:
+        volume.users.add(made.id)
     if parks:
         return _parked(made)
     reply = ok(new_contract=made.id, instance_api_key=made.api_key)
@@ -176,6 +207,20 @@ def _rent(sim: Provider, offer_id: int, body: Mapping[str, Any], fault: Armed | 
             raise Refused(Reply(status=504, body="<html><body>504 Gateway Time-out</body></html>"))
         case _:
             return reply
+
+
+def _volume(sim: Provider, offer: Mapping[str, Any], body: Mapping[str, Any]) -> Volume | None:
+    """Return the volume that an instance is to have, made if that is wished; one of another machine is refused."""
+    number, size = wished(body)
+    if size:
+        name = body["volume_info"].get("name")
+        return sim.volumes.make(offer, size, str(name or ""), sim.now)
+    if number is None:
+        return None
+    volume = sim.volumes.there.get(number)
+    if volume is None or volume.offer["machine_id"] != offer["machine_id"]:
+        raise refusal(400, "invalid_args", f"error 400/3467: volume {number} is not on this machine")
+    return volume
 
 
 def _check_order(body: Mapping[str, Any]) -> None:
@@ -225,6 +270,7 @@ _REFUSALS: Mapping[str, Callable[[int], BaseException]] = {
     "create-no-ask-400": lambda offer_id: offer_gone(400, offer_id),
     "create-no-ask-404": lambda offer_id: offer_gone(404, offer_id),
     "create-no-ask-410": lambda offer_id: offer_gone(410, offer_id),
+    "create-conflict": lambda _: refusal(409, "conflict", "The request conflicts with another one."),
     "create-500": lambda _: refusal(500, "server_error", "Something went wrong on the server"),
     "create-429-text": lambda _: too_frequent(0, 4.5),
     "create-429-json": lambda _: too_frequent(3, 4.5),
@@ -237,4 +283,13 @@ TABLE = (
     Route(method="POST", path="/api/v0/bundles/", handler=search, kind="search"),
     Route(method="PUT", path="/api/v0/search/asks/", handler=search, kind="search"),
     Route(method="PUT", path="/api/v0/asks/{}/", handler=create, group="instance_write", kind="create", audit="api.ask_PUT"),
+    Route(method="POST", path="/api/v0/asks/bulk/", handler=create_many, group="instance_write", kind="create"),
+    Route(
+        method="PUT",
+        path="/api/v0/launch_instance/",
+        handler=launch,
+        group="instance_write",
+        kind="launch",
+        audit="api.launch_PUT",
+    ),
 )

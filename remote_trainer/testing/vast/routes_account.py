@@ -1,97 +1,21 @@
-"""The dialect of the account: who, what it has cost, its keys, its scheduler and its log.
+"""The dialect of the account: who, its keys, secrets and sub-accounts, its scheduler and its log.
 
-Rules for editing: as in ``routes``. Amounts are US dollars.
+Rules for editing: as in ``routes``.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from decimal import Decimal
 
-from remote_trainer.testing.vast.instances import Instance, Meter
+from remote_trainer.testing.vast.account import Key
 from remote_trainer.testing.vast.provider import Provider
 from remote_trainer.testing.vast.reply import Refused, Reply, ok, refusal
 from remote_trainer.testing.vast.routes import Request, Route
-
-_CHARGES_MAX = 500
 
 
 def whoami(sim: Provider, request: Request) -> Reply:
     """Show the account."""
     return Reply(body=sim.account.document())
-
-
-# -- money
-
-
-def charges(sim: Provider, request: Request) -> Reply:
-    """List what instances have cost that were there in some days; the range is required."""
-    days = _filters(request).get("day") or {}
-    if "gte" not in days or "lte" not in days:
-        raise refusal(400, "invalid_request", "select_filters must contain a day range")
-    every = (*sim.past, *sim.live.values())
-    there = [each for each in every if each.created_at <= days["lte"] and (each.billed_until or days["gte"]) >= days["gte"]]
-    rows = [_charge(sim, each) for each in there]
-    if request.query.get("latest_first") == "true":
-        rows.reverse()
-    start = _start(request.query.get("after_token"))
-    end = start + min(_CHARGES_MAX, int(request.query.get("limit") or 20))
-    token = str(end) if end < len(rows) else None
-    page = rows[start:end]
-    return ok(count=len(page), total=len(rows), results=page, next_token=token)
-
-
-def _charge(sim: Provider, instance: Instance) -> dict[str, Any]:
-    start, end, meter = instance.created_at, instance.billed_until or sim.now, instance.meter
-    items: list[dict[str, Any]] = [
-        {"type": kind, "source": None, "description": text, "amount": round(amount, 6), "start": start, "end": end, "items": []}
-        for kind, text, amount in _items(instance, meter)
-    ]
-    return {
-        "start": start,
-        "end": end,
-        "type": "instance",
-        "source": f"instance-{instance.id}",
-        "description": f"Instance {instance.id} Charges",
-        "amount": round(float(meter.total), 6),
-        "metadata": {"label": instance.label or None, "template_id": None},
-        "items": items,
-    }
-
-
-def _items(instance: Instance, meter: Meter) -> tuple[tuple[str, str, float], ...]:
-    storage = instance.disk_gb * float(instance.offer.get("storage_cost") or 0)
-    return (
-        ("gpu", f"{meter.gpu_s / 3600:.3f} hours at ${instance.gpu_price}/hour", float(meter.gpu)),
-        ("disk", f"{meter.disk_s / 3600:.3f} hours at ${storage:.3f}/month", float(meter.disk)),
-    )
-
-
-def invoices(sim: Provider, request: Request) -> Reply:
-    """List what was paid in: nothing here."""
-    return ok(count=0, total=0, results=[], next_token=None)
-
-
-def old_invoices(sim: Provider, request: Request) -> Reply:
-    """List what was paid in, in the older form."""
-    current = {"charges": float(sim.cost()), "service_fee": 0.0, "total": float(sim.cost()), "credit": float(sim.account.credit)}
-    return Reply(body={"invoices": [], "current": current})
-
-
-def _filters(request: Request) -> dict[str, Any]:
-    try:
-        found = json.loads(request.query.get("select_filters") or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise refusal(400, "invalid_request", "select_filters is not JSON")
-    return found
-
-
-def _start(token: str | None) -> int:
-    if token and not token.isdecimal():
-        raise refusal(400, "invalid_token", "The pagination token is invalid.")
-    return int(token or 0)
 
 
 # -- SSH keys
@@ -112,6 +36,92 @@ def delete_key(sim: Provider, request: Request) -> Reply:
     if sim.account.ssh_keys.pop(request.number, None) is None:
         raise refusal(404, "no_such_ssh_key", f"SSH key {request.number} not found.")
     return ok()
+
+
+# -- keys of the API, secrets, sub-accounts
+
+
+def add_api_key(sim: Provider, request: Request) -> Reply:
+    """Make a key with permissions of its own; shown this once."""
+    wanted = request.fields.get("permissions") or {}
+    groups = wanted.get("api") if isinstance(wanted, dict) else None
+    if not isinstance(groups, dict):
+        raise refusal(400, "invalid_args", "error 400/3467: permissions must be {'api': {…}}")
+    made = sim.account.new_key(permissions=groups, name=str(request.fields.get("name") or ""))
+    return ok(id=made.id, key=made.value, permissions=wanted)
+
+
+def show_api_keys(sim: Provider, request: Request) -> Reply:
+    """List the account's keys, without what they are."""
+    return Reply(body={"apikeys": [key.row() for key in sim.account.keys if key.instance is None and not key.revoked]})
+
+
+def show_api_key(sim: Provider, request: Request) -> Reply:
+    """Show one key, without what it is."""
+    return Reply(body=_known_key(sim, request.number).row())
+
+
+def delete_api_key(sim: Provider, request: Request) -> Reply:
+    """Let a key open nothing any more."""
+    _known_key(sim, request.number).revoked = True
+    return ok()
+
+
+def _known_key(sim: Provider, number: int) -> Key:
+    for key in sim.account.keys:
+        if key.id == number and key.instance is None and not key.revoked:
+            return key
+    raise refusal(404, "not_found", f"API key {number} not found.")
+
+
+def show_secrets(sim: Provider, request: Request) -> Reply:
+    """Show what every instance has in its environment."""
+    return ok(secrets=dict(sim.secrets))
+
+
+def set_secret(sim: Provider, request: Request) -> Reply:
+    """Keep one, or change it."""
+    sim.secrets[str(request.fields.get("key"))] = str(request.fields.get("value"))
+    return ok(msg="Environment variable set.")
+
+
+def delete_secret(sim: Provider, request: Request) -> Reply:
+    """Forget one."""
+    if sim.secrets.pop(str(request.fields.get("key")), None) is None:
+        raise refusal(404, "not_found", "No such environment variable.")
+    return ok(msg="Environment variable deleted.")
+
+
+def add_subaccount(sim: Provider, request: Request) -> Reply:
+    """Make an account below this one, without money of its own."""
+    fields, number = request.fields, len(sim.account.children) + 2
+    sim.account.children[number] = {
+        "id": number,
+        "email": str(fields.get("email") or ""),
+        "username": str(fields.get("username") or ""),
+        "credit": 0.0,
+        "balance": 0,
+        "api_key": "",
+    }
+    return ok(**{name: sim.account.children[number][name] for name in ("id", "email", "username")})
+
+
+def show_subaccounts(sim: Provider, request: Request) -> Reply:
+    """List accounts below this one."""
+    return Reply(body={"users": list(sim.account.children.values())})
+
+
+def transfer_credit(sim: Provider, request: Request) -> Reply:
+    """Give some of the credit to an account below this one."""
+    amount, recipient = Decimal(str(request.fields.get("amount") or 0)), str(request.fields.get("recipient"))
+    child = next((each for each in sim.account.children.values() if recipient in (str(each["id"]), each["email"])), None)
+    if child is None or amount <= 0:
+        raise refusal(400, "invalid_args", "error 400/3467: no such recipient, or no amount")
+    if amount > sim.account.credit:
+        raise refusal(400, "insufficient_credit", "Your account lacks credit.")
+    sim.account.pay(-amount, sim.now, f"transfer to {recipient}")
+    child["credit"] += float(amount)
+    return ok(msg="Credit transferred.")
 
 
 # -- the scheduler
@@ -156,17 +166,24 @@ def audit(sim: Provider, request: Request) -> Reply:
     return Reply(body=list(sim.audit))
 
 
+_KEYS = "/api/v0/auth/apikeys/"
 _JOBS = "/api/v0/commands/schedule_job/"
 TABLE = (
     Route(method="GET", path="/api/v0/users/current/", handler=whoami, group="user_read", bare=True),
-    Route(
-        method="GET", path="/api/v0/users/me/invoices/", handler=old_invoices, group="billing_read", kind="invoices", bare=True
-    ),
-    Route(method="GET", path="/api/v0/charges/", handler=charges, group="billing_read", kind="charges"),
-    Route(method="GET", path="/api/v1/invoices/", handler=invoices, group="billing_read", kind="invoices"),
     Route(method="GET", path="/api/v0/ssh/", handler=show_keys, group="user_read"),
     Route(method="POST", path="/api/v0/ssh/", handler=add_key, group="user_write"),
     Route(method="DELETE", path="/api/v0/ssh/{}/", handler=delete_key, group="user_write"),
+    Route(method="POST", path=_KEYS, handler=add_api_key, group="user_write"),
+    Route(method="GET", path=_KEYS, handler=show_api_keys, group="user_read"),
+    Route(method="GET", path=_KEYS + "{}/", handler=show_api_key, group="user_read"),
+    Route(method="DELETE", path=_KEYS + "{}/", handler=delete_api_key, group="user_write"),
+    Route(method="GET", path="/api/v0/secrets/", handler=show_secrets, group="user_read"),
+    Route(method="POST", path="/api/v0/secrets/", handler=set_secret, group="user_write"),
+    Route(method="PUT", path="/api/v0/secrets/", handler=set_secret, group="user_write"),
+    Route(method="DELETE", path="/api/v0/secrets/", handler=delete_secret, group="user_write"),
+    Route(method="POST", path="/api/v0/users/", handler=add_subaccount, group="user_write"),
+    Route(method="GET", path="/api/v0/subaccounts/", handler=show_subaccounts, group="user_read", bare=True),
+    Route(method="PUT", path="/api/v0/commands/transfer_credit/", handler=transfer_credit, group="billing_write"),
     Route(method="GET", path=_JOBS, handler=show_schedule, group="instance_read"),
     Route(method="POST", path=_JOBS, handler=add_schedule, group="instance_write"),
     Route(method="PUT", path=_JOBS + "{}/", handler=change_schedule, group="instance_write"),

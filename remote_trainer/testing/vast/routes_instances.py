@@ -52,12 +52,16 @@ def listing(sim: Provider, request: Request) -> Reply:
         return Reply(status=502, body="<html><body>502 Bad Gateway</body></html>")
     if sim.faults.strike("list-unsuccessful"):
         return Reply(body={"success": False, "error": "server_error", "msg": "Something went wrong."})
+    if (fault := sim.faults.strike("list-empty")) is not None:
+        sim.lists_nothing_until = sim.now + fault.lasts(3.0)
     now, filters = sim.now, _json(request.query.get("select_filters"), {})
     for name in filters:
         if name not in _STORED:
             raise refusal(400, "invalid_request", f"{name} is not a valid search key")
     there = [
-        each for each in sim.live.values() if each.listed_at <= now and ("label" not in filters or each.found_by_label_at <= now)
+        each
+        for each in sim.live.values()
+        if max(each.listed_at, sim.lists_nothing_until) <= now and ("label" not in filters or each.found_by_label_at <= now)
     ]
     rows = [row for row in (_row(sim, each) for each in there) if meets(row, filters)]
     for order in reversed(_json(request.query.get("order_by"), [{"col": "id", "dir": "asc"}])):
@@ -188,6 +192,10 @@ def destroy(sim: Provider, request: Request) -> Reply:
         case "destroy-dropped":
             sim.destroy(instance)
             return Reply(body={"success": True}, dropped=True)
+        case "destroy-late":
+            assert fault is not None
+            sim.destroy(instance)
+            return Reply(body={"success": True}, delay_s=fault.lasts(40.0))
         case "destroy-lingers":
             assert fault is not None
             sim.destroy(instance, lingers_s=fault.lasts(120.0))
@@ -286,7 +294,7 @@ def _key(value: Any) -> tuple[bool, bool, Any]:
 
 _ONE = "/api/v0/instances/{}/"
 TABLE = (
-    Route(method="GET", path="/api/v0/instances/", handler=deprecated, group="instance_read"),
+    Route(method="GET", path="/api/v0/instances/", handler=deprecated, group="instance_read", own=True),
     Route(method="GET", path="/api/v1/instances/", handler=listing, group="instance_read", kind="list"),
     Route(method="GET", path="/api/v0/instances/filters/", handler=filters, group="instance_read"),
     Route(method="PUT", path="/api/v0/instances/", handler=update_many, group="instance_write", kind="update"),
@@ -301,8 +309,14 @@ TABLE = (
     Route(method="PUT", path="/api/v0/instances/recycle/{}/", handler=reboot, group="instance_write", kind="reboot"),
     Route(method="POST", path=_ONE + "ssh/", handler=attach_key, group="instance_write"),
     Route(method="GET", path=_ONE + "ssh/", handler=show_keys, group="instance_read"),
-    Route(method="DELETE", path=_ONE + "ssh/{}/", handler=detach_key, group="instance_write"),
-    Route(method="PUT", path="/api/v0/instances/request_logs/{}/", handler=logs, group="instance_read"),
+    Route(method="DELETE", path=_ONE + "ssh/{}/", handler=detach_key, group="instance_write", kind="detach"),
+    Route(
+        method="PUT",
+        path="/api/v0/instances/request_logs/{}/",
+        handler=logs,
+        group="instance_read",
+        name="api.instance.request_logs",
+    ),
     Route(method="PUT", path="/api/v0/instances/command/{}/", handler=command, group="instance_write", kind="execute"),
     Route(method="GET", path=r"/results/([0-9a-f]+)/", handler=result),
 )

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from remote_trainer.testing.vast import admin, demo, routes, routes_account, routes_instances
+from remote_trainer.testing.vast import admin, demo, routes, routes_account, routes_instances, routes_money, routes_volumes
 from remote_trainer.testing.vast.provider import Provider
 from remote_trainer.testing.vast.reply import Reply
 from remote_trainer.testing.vast.routes import Request, Routes
@@ -23,7 +23,7 @@ from remote_trainer.testing.vast.routes import Request, Routes
 _TICK_S = 0.05
 _BODY_MAX = 1 << 20
 
-ROUTES = Routes(routes.TABLE, routes_instances.TABLE, routes_account.TABLE, admin.TABLE)
+ROUTES = Routes(routes.TABLE, routes_instances.TABLE, routes_account.TABLE, routes_money.TABLE, routes_volumes.TABLE, admin.TABLE)
 
 
 class SimVast(Provider):
