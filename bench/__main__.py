@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-NAMES = ("latency", "follow", "takeover", "recover", "transfer", "remote_exec", "store", "choosing")
+NAMES = ("latency", "follow", "takeover", "recover", "transfer", "remote_exec", "store", "choosing", "rented")
 
 
 def main() -> int:

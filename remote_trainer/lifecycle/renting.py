@@ -95,8 +95,9 @@ def _booting(job: Job, moment: Moment, instance: Instance) -> Decision:
         reason = Reason.EVICTED if why is not None and why[0] is Reason.EVICTED else Reason.PROVISIONING_FAILED
         words = instance.message or (why[1] if why is not None else "the provider stopped it")
         return _next_machine(job, moment, Verdict.LOST, reason, f"instance {instance.id} will not become ready: {words}")
-    wishes = (*guards(job, moment), look(job, moment, 5.0), *surplus(job, moment))
-    return wish(job, moment, *wishes, wake_at=moment.now + timedelta(seconds=5))
+    poll_s = moment.policy.boot_poll_s
+    wishes = (*guards(job, moment), look(job, moment, poll_s), *surplus(job, moment))
+    return wish(job, moment, *wishes, wake_at=moment.now + timedelta(seconds=poll_s))
 
 
 def _preparing(job: Job, moment: Moment) -> Decision:
@@ -105,7 +106,12 @@ def _preparing(job: Job, moment: Moment) -> Decision:
     if why := lost(job, moment):
         return _next_machine(job, moment, Verdict.LOST, *why)
     trouble, rival = seen.troubles.get(PrepareHost), another(job, moment)
-    if trouble is not None and moment.after(trouble.alike_since, _RIVAL_S) and rival is not None and rival.state is InstanceState.READY:
+    if (
+        trouble is not None
+        and moment.after(trouble.alike_since, _RIVAL_S)
+        and rival is not None
+        and rival.state is InstanceState.READY
+    ):
         return _next_machine(job, moment, Verdict.LOST, Reason.PROVISIONING_FAILED, trouble.message)
     prepare = PrepareHost(attempt.label) if seen.host is None else None
     wishes = (*guards(job, moment), prepare, look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))

@@ -17,7 +17,7 @@ from remote_trainer.model import Attempt, Job, Phase, Reason, Verdict
 P = Phase
 
 _TERMINAL = {Verdict.SUCCEEDED: P.DONE, Verdict.FAILED: P.FAILED, Verdict.LOST: P.FAILED, Verdict.CANCELLED: P.CANCELLED}
-_LOOK_S, _ALARM_S = 5.0, 300.0
+_LOOK_S = 5.0
 
 
 def releasing(job: Job, moment: Moment) -> Decision:
@@ -48,7 +48,7 @@ def _returning(job: Job, moment: Moment) -> Decision:
         looks_up = trace(job, moment)
     wishes = (*(destroy(job, moment, one.id) for one in there(job, moment)), looks_up, look(job, moment, _LOOK_S))
     decision = wish(job, moment, *wishes, wake_at=moment.now + timedelta(seconds=_LOOK_S))
-    if moment.after(attempt.releasing_at, _ALARM_S) and not decision.job.note:
+    if moment.after(attempt.releasing_at, moment.policy.alarm_after_s) and not decision.job.note:
         note = "the instance is not observed gone yet: it may still cost money"
         return replace(decision, job=replace(decision.job, note=note))
     return decision

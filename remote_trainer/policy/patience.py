@@ -23,7 +23,7 @@ class Policy:
     capacity_retry_s: float = 60.0  # between two looks for a machine where there was none
     key_grace_s: float = 180.0  # a rented machine that is up may refuse our key for that long: it is told of it late
     silence_s: float = 300.0  # one that takes no connection for that long, while its provider answers, is changed for another one
-    knock_max_s: float = 3.0  # between two logins to a rented machine that is being set up: it is paid for already
+    knock_max_s: float = 2.0  # between two logins to a rented machine that is being set up: it is paid for already
     transfer_timeout_s: float = 6 * 3600.0  # the same for its inputs
     fetch_timeout_s: float = 6 * 3600.0  # for results of a job that succeeded; on a borrowed machine until its limits, if later
     fetch_partial_timeout_s: float = 600.0  # for what a failed or cancelled job left
@@ -32,6 +32,7 @@ class Policy:
     alarm_after_s: float = 300.0  # a rented machine that is not gone so long after its end was due is worth waking somebody
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
     gone_confirm_s: float = 20.0  # for so long listings must lack a rented instance before it counts as gone
+    boot_poll_s: float = 2.0  # how often a machine is looked for that boots: once it runs it costs money. One request for all jobs
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
     lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
     reap_every_s: float = 60.0  # how often is looked for rented machines that no attempt claims

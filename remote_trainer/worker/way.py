@@ -50,9 +50,10 @@ class Uplink:
         if mbit >= floor:
             self._slow.clear()
             return False
-        others = [other for other, at in self._slow.items() if other != machine and now - at < _REMEMBERED_S]
+        self._slow = {other: at for other, at in self._slow.items() if other != machine and now - at < _REMEMBERED_S}
+        others = len(self._slow)
         self._slow[machine] = now
-        return len(others) < _IN_A_ROW
+        return others < _IN_A_ROW
 
 
 class Traffic:

@@ -1,11 +1,14 @@
 """What the jobs of one worker share about a host."""
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 from remote_trainer.host.client import SupervisedHost
-from remote_trainer.model import HostFacts
+from remote_trainer.model import HostFacts, Instance
+from remote_trainer.ports import Abilities
 from remote_trainer.worker.shop import Shop
 
 
@@ -19,6 +22,18 @@ class AskedHost:
         self.asked += 1
         await asyncio.sleep(0)
         return HostFacts(incarnation=incarnation, boot="b")
+
+
+class OneTransportEach:
+    """A driver that rents: each machine has a way of its own."""
+
+    abilities = Abilities()
+
+    def __init__(self) -> None:
+        self.ways: dict[str, Any] = {}
+
+    async def connect(self, instance: Instance) -> Any:
+        return self.ways.setdefault(instance.id, type("Way", (), {})())
 
 
 def make_shop() -> Shop:
@@ -44,3 +59,20 @@ async def test_a_host_that_changed_is_asked_again() -> None:
     second = await shop.facts(host)
     third = await shop.facts(host, anew=True)
     assert (one.asked, len({first, second, third})) == (3, 3)
+
+
+async def test_machines_that_are_gone_are_forgotten() -> None:
+    """A thousand rented machines, one after the other, leave nothing behind; the jobs of one share what is known of it meanwhile."""
+    shop, driver, kept = make_shop(), OneTransportEach(), WeakSet[object]()
+    for number in range(1000):
+        instance = Instance(id=str(number), label=f"rt-{number}")
+        host = await shop.host(cast(Any, driver), instance)
+        assert await shop.host(cast(Any, driver), instance) is host
+        cast(Any, host).bootstrap = AskedHost().bootstrap
+        assert await shop.facts(host) is await shop.facts(host)
+        kept.add(host)
+        driver.ways.clear()
+    del host
+    gc.collect()
+    assert not kept
+    assert not (shop._rented or shop._hosts or len(shop._facts) or len(shop._asking))
