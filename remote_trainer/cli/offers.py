@@ -33,9 +33,8 @@ def offers(
     option: DriverOption = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="As for run-training")] = None,
     max_cost: MaxCost = None,
-    spot: Annotated[
-        bool, typer.Option("--spot", help="Machines that may be taken away at any time, at the least bid that would win")
-    ] = False,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="As for run-training")] = None,
+    spot: Annotated[bool | None, typer.Option("--spot/--no-spot", help="As for run-training")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many offers to show at most")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -51,10 +50,11 @@ def offers(
         driver_options=options.driver_options(host, option),
         max_hours=max_hours,
         max_cost=options.money(max_cost),
+        terms=options.terms(strategy=strategy, spot=spot, race=None),
     )
 
     async def work(app: App) -> None:
-        ranking = await rank_offers(app, order, spot=spot)
+        ranking = await rank_offers(app, order)
         if not as_json:
             _show(ranking, limit)
         elif ranking.candidates:
@@ -92,6 +92,8 @@ def _offer(ranking: Ranking, each: Candidate) -> dict[str, Any]:
         "price_per_hour_usd": str(offer.price_per_hour),
         "disk_per_hour_usd": str(offer.disk_per_hour),
         "spot": offer.spot,
+        "driver": offer.driver,
+        "place": each.place,
         "speed": offer.speed,
         "resources": {name: getattr(offer.resources, name) for name in ("gpus", "vram_gb", "disk_gb", "ram_gb")},
         "first": each.first,
@@ -111,11 +113,12 @@ def _show(ranking: Ranking, limit: int) -> None:
         f"{ranking.plan.tool} on {ranking.driver}: {run.hours:g} h at speed 1, {out.size(round(run.gb_in * 1e9))} in{unknown}"
     )
     if shown:
-        out.table(("", "run", "$/h", "speed", "offer", "machine", "what", "note"), [_row(ranking, each) for each in shown])
+        head = ("", "run", "$/h", "speed", "offer", "machine", "what", "note")
+        out.table(head, [_row(ranking, each) for each in shown])
         few = sum(each.first for each in ranking.candidates)
         out.line("* taken first" if few == 1 else f"* one of these {few} is taken first: they cost nearly the same")
         if any(each.offer.spot for each in shown):
-            out.line("spot: at the least bid that would win now; a job bids more, so that it is not outbid at once")
+            out.line("spot: at the price that would be bid; the provider takes such a machine back when somebody bids more")
     if more := len(ranking.candidates) - len(shown):
         out.line(f"{more} more: --limit {len(ranking.candidates)}")
     if ranking.refused:
@@ -125,7 +128,11 @@ def _show(ranking: Ranking, limit: int) -> None:
 
 def _row(ranking: Ranking, each: Candidate) -> tuple[str, ...]:
     offer = each.offer
-    notes = (("failed lately", each.failed), ("over --max-cost", _over(ranking, each)))
+    notes = (
+        (f"place {each.place + 1}", ranking.places > 1),
+        ("failed lately", each.failed),
+        ("over --max-cost", _over(ranking, each)),
+    )
     return (
         "*" if each.first else "",
         f"${each.cost:.3f}",

@@ -87,8 +87,8 @@ def pick(lots: Sequence[Lot], run: Estimate, strategy: Strategy, *, dice: float,
     ``dice``, 0 to 1, chooses among those that are nearly as good as the best, so that not everybody takes the same broken one. Rivals are
     of the same place.
     """
-    ranked = sorted(lots, key=lambda lot: _rank(lot, run, strategy))
-    few = _equals(ranked, run, strategy)
+    ranked = rank(lots, run, strategy)
+    few = nearly_best(ranked, run, strategy)
     if not few:
         return []
     chosen = [few[min(int(dice * len(few)), len(few) - 1)]]
@@ -102,6 +102,11 @@ def _elsewhere(offer: Offer, other: Offer) -> bool:
     return offer.id != other.id and (not offer.machine or offer.machine != other.machine)
 
 
+def rank(lots: Sequence[Lot], run: Estimate, strategy: Strategy) -> list[Lot]:
+    """Return lots, the best first; those that are avoided come last."""
+    return sorted(lots, key=lambda lot: _rank(lot, run, strategy))
+
+
 def _rank(lot: Lot, run: Estimate, strategy: Strategy) -> tuple[Any, ...]:
     """Return what lots are sorted by. Of two that cost the same, the one that nobody can take away comes first."""
     by_place = lot.place if strategy in (Strategy.PREFERRED, Strategy.QUEUE) else 0
@@ -110,7 +115,7 @@ def _rank(lot: Lot, run: Estimate, strategy: Strategy) -> tuple[Any, ...]:
     return (lot.avoided, by_place, *measure, lot.offer.spot, lot.place, lot.offer.id)
 
 
-def _equals(ranked: Sequence[Lot], run: Estimate, strategy: Strategy) -> Sequence[Lot]:
+def nearly_best(ranked: Sequence[Lot], run: Estimate, strategy: Strategy) -> Sequence[Lot]:
     """Return the few of the ranked lots that are as good as the first: as sure, and of the same place, too."""
     if not ranked:
         return ()
@@ -122,18 +127,6 @@ def _equals(ranked: Sequence[Lot], run: Estimate, strategy: Strategy) -> Sequenc
 
 def _measure(strategy: Strategy) -> Callable[[Offer, Estimate], float]:
     return expected_hours if strategy is Strategy.FASTEST else lambda offer, run: float(expected_cost(offer, run))
-
-
-def rank(offers: Sequence[Offer], run: Estimate, avoid: frozenset[str]) -> list[Offer]:
-    """Return offers of one place by what they are expected to cost; those that are avoided come last."""
-    lots = [Lot(offer=offer, avoided=is_avoided(offer, avoid)) for offer in offers]
-    return [lot.offer for lot in sorted(lots, key=lambda lot: _rank(lot, run, Strategy.CHEAPEST))]
-
-
-def nearly_best(ranked: Sequence[Offer], run: Estimate, avoid: frozenset[str]) -> list[Offer]:
-    """Return the few of the ranked offers that are as good as the first."""
-    lots = [Lot(offer=offer, avoided=is_avoided(offer, avoid)) for offer in ranked]
-    return [lot.offer for lot in _equals(lots, run, Strategy.CHEAPEST)]
 
 
 def is_avoided(offer: Offer, avoid: frozenset[str]) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from remote_trainer import plugins
 from remote_trainer.config import Settings, config_file
@@ -18,7 +19,7 @@ from remote_trainer.errors import DriverError, RemoteTrainerError
 from remote_trainer.objects.open import open_objects
 from remote_trainer.ports import Driver, Examiner, Finding
 from remote_trainer.service.app import App
-from remote_trainer.service.offers import rank_offers
+from remote_trainer.service.offers import Candidate, Ranking, rank_offers
 from remote_trainer.service.submit import Order
 from remote_trainer.store.open import open_store
 
@@ -87,7 +88,7 @@ async def examine_driver(app: App, order: Order) -> list[Finding]:
         return found
     if not order.tool:
         return [*found, Finding("rental", None, "name a tool (--tool) to be told what renting for it would cost now")]
-    return [*found, *[await _rental(app, order, spot=spot) for spot in (False, True)[: 1 + driver.abilities.spot]]]
+    return [*found, *await _rentals(app, order)]
 
 
 async def _driver(driver: Driver) -> list[Finding]:
@@ -97,17 +98,20 @@ async def _driver(driver: Driver) -> list[Finding]:
         return [Finding("driver", False, str(error))]
 
 
-async def _rental(app: App, order: Order, *, spot: bool) -> Finding:
-    """Return what the cheapest run would cost that a job could have now."""
-    question = "rental, spot" if spot else "rental"
+async def _rentals(app: App, order: Order) -> list[Finding]:
+    """Return what the best runs would cost that a job could have now: on demand, and spot where there is such."""
     try:
-        ranking = await rank_offers(app, order, spot=spot, refused=False)
+        ranking = await rank_offers(app, replace(order, terms={"spot": True}), refused=False)
     except DriverError as error:
-        return Finding(question, False, str(error))
-    if not ranking.candidates:
-        return Finding(
-            question, None, f"nothing suits {ranking.plan.tool} now: remote-trainer offers says what was refused, and why"
-        )
-    best = ranking.candidates[0]
+        return [Finding("rental", False, str(error))]
+    kinds = {"rental": False, "rental, spot": True}
+    best = {kind: next((each for each in ranking.candidates if each.offer.spot is spot), None) for kind, spot in kinds.items()}
+    if not any(best.values()):
+        nothing = f"nothing suits {ranking.plan.tool} now: remote-trainer offers says what was refused, and why"
+        return [Finding("rental", None, nothing)]
+    return [Finding(kind, True, _rental(ranking, each)) for kind, each in best.items() if each is not None]
+
+
+def _rental(ranking: Ranking, best: Candidate) -> str:
     price = f"{best.offer.price_per_hour:.3f} $/h, {ranking.run.hours:g} h at speed 1, here {best.offer.speed:g}"
-    return Finding(question, True, f"{ranking.plan.tool} for {best.cost:.2f} $ on {best.offer.description} ({price})")
+    return f"{ranking.plan.tool} for {best.cost:.2f} $ on {best.offer.description} ({price})"

@@ -9,12 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from remote_trainer.errors import UsageError
-from remote_trainer.model import Limits, Offer, Plan
-from remote_trainer.policy import Estimate, estimate_plan, expected_cost, fits, is_avoided, nearly_best, rank
+from remote_trainer.model import Limits, Offer, Place, Plan
+from remote_trainer.policy import (
+    Estimate,
+    Lot,
+    estimate_plan,
+    expected_cost,
+    fits,
+    is_avoided,
+    nearly_best,
+    needs,
+    rank,
+    with_bid,
+)
 from remote_trainer.ports import Driver, Refusal, Survey, Surveyor
 from remote_trainer.service.app import App
-from remote_trainer.service.preview import transfers
+from remote_trainer.service.preview import Transfer, transfers
 from remote_trainer.service.submit import Order, Sketch, find_sources, sketch
 from remote_trainer.worker.market import find_failed
 
@@ -23,7 +33,8 @@ from remote_trainer.worker.market import find_failed
 class Candidate:
     """An offer that can serve."""
 
-    offer: Offer
+    offer: Offer  # a spot offer at the price that would be bid
+    place: int  # which of the order's places
     cost: Decimal  # of the whole run, US dollars, as far as it can be told
     failed: bool  # its machine failed a job lately: taken only if there is nothing else
     first: bool  # one of those that a job would take now
@@ -34,7 +45,8 @@ class Ranking:
     """The market as an order sees it."""
 
     plan: Plan
-    driver: str
+    driver: str  # as it was ordered
+    places: int
     limits: Limits
     run: Estimate
     unmeasured: Sequence[str]  # inputs whose size is known only once they are packed
@@ -42,54 +54,66 @@ class Ranking:
     refused: Sequence[Refusal]
 
 
-async def rank_offers(app: App, order: Order, *, spot: bool = False, refused: bool = True) -> Ranking:
+async def rank_offers(app: App, order: Order, *, refused: bool = True) -> Ranking:
     """Return what could be rented for an order; its data may be missing, and is not packed.
 
-    ``spot``: what the provider may take back, at the least bid that would win. Without ``refused`` the market is asked once only.
+    Without ``refused`` less is asked of the market.
     """
     wanted = sketch(app.settings, order)
-    if len(wanted.places.every) > 1:
-        raise UsageError(f"{order.driver} names several places: ask for the offers of one")
     shipped = await transfers(wanted.recipe, find_sources(wanted.recipe, wanted.plan, order, partial=True))
-    run = estimate_plan(wanted.plan, wanted.limits, sum(each.size or 0 for each in shipped))
-    driver = app.driver(wanted.places.first.driver, wanted.places.first.options)
-    try:
-        if spot and not driver.abilities.spot:
-            raise UsageError(f"{order.driver} has no spot machines: leave --spot out")
-        seen = await _survey(driver, wanted, spot=spot, refused=refused)
-    finally:
-        await driver.close()
-    failed = frozenset[str]() if driver.abilities.borrowed else await find_failed(app.store, app.clock.now())
-    ranked = rank(seen.offers, run, failed)
-    first = {offer.id for offer in nearly_best(ranked, run, failed)}
+    run, strategy = _estimate(wanted, shipped), wanted.places.first.provision.strategy
+    failed = await find_failed(app.store, app.clock.now())
+    lots: list[Lot] = []
+    passed_over: list[Refusal] = []
+    for index, place in enumerate(wanted.places.every):
+        driver = app.driver(place.driver, place.options)
+        try:
+            seen = await _survey(driver, wanted, place, refused=refused)
+        finally:
+            await driver.close()
+        avoid = frozenset[str]() if driver.abilities.borrowed else failed
+        lots += [Lot(offer=offer, place=index, avoided=is_avoided(offer, avoid)) for offer in seen.offers]
+        passed_over += seen.refused
+    ranked = rank(lots, run, strategy)
+    first = nearly_best(ranked, run, strategy)
     return Ranking(
         plan=wanted.plan,
-        driver=wanted.places.first.driver,
+        driver=order.driver,
+        places=len(wanted.places.every),
         limits=wanted.limits,
         run=run,
         unmeasured=[each.name for each in shipped if each.size is None],
         candidates=[
-            Candidate(offer=offer, cost=expected_cost(offer, run), failed=is_avoided(offer, failed), first=offer.id in first)
-            for offer in ranked
+            Candidate(
+                offer=lot.offer, place=lot.place, cost=expected_cost(lot.offer, run), failed=lot.avoided, first=lot in first
+            )
+            for lot in ranked
         ],
-        refused=seen.refused,
+        refused=passed_over,
     )
 
 
-async def _survey(driver: Driver, wanted: Sketch, *, spot: bool, refused: bool) -> Survey:
-    """Return what can serve by the driver's word and by the job's needs and limits."""
-    needs = wanted.plan.resources
+def _estimate(wanted: Sketch, shipped: Sequence[Transfer]) -> Estimate:
+    return estimate_plan(wanted.plan, wanted.limits, sum(each.size or 0 for each in shipped))
+
+
+async def _survey(driver: Driver, wanted: Sketch, place: Place, *, refused: bool) -> Survey:
+    """Return what can serve at a place by its driver's word and by the job's needs and limits."""
+    wishes, terms = needs(wanted.plan, place), place.provision
     if refused and isinstance(driver, Surveyor):
-        seen = await driver.survey(needs, spot=spot)
+        seen = await driver.survey(wishes)
     else:
-        seen = Survey(offers=await driver.offers(needs, spot=spot))
+        seen = Survey(offers=await driver.offers(wishes))
+    offers = list(seen.offers)
+    if terms.spot and driver.abilities.spot:
+        offers += [with_bid(offer, terms.bid_margin, wanted.limits) for offer in await driver.offers(wishes, spot=True)]
     suitable: list[Offer] = []
     passed_over = list(seen.refused)
     free = replace(wanted.limits, max_cost=Decimal(0))
-    for offer in seen.offers:
-        reason = fits(offer, needs, wanted.limits)
+    for offer in offers:
+        reason = fits(offer, wishes, wanted.limits)
         if reason:
-            condition = "needs" if fits(offer, needs, free) else "max_cost"
+            condition = "needs" if fits(offer, wishes, free) else "max_cost"
             passed_over.append(Refusal(offer=offer.id, description=offer.description, condition=condition, reason=reason))
         else:
             suitable.append(offer)

@@ -348,16 +348,27 @@ def test_what_a_profile_asks_of_a_machine_is_asked(office: Office, tmp_path: Pat
     assert asyncio.run(draft(load(), Order(tool="hello@1", driver="big"))).plan.resources.vram_gb == 48
 
 
-def test_spot_machines_cost_less_and_are_told_apart(office: Office) -> None:
-    """The same machines at the least bid that would win; a driver without such machines says so."""
+def test_spot_machines_are_ranked_at_what_would_be_bid(office: Office) -> None:
+    """Beside those on demand, more than the least that would win; where there are none it changes nothing."""
     every = ("offers", "--tool", "hello@1", "--max-hours", "5")
-    demand, spot = office.document(*every)["offers"], office.document(*every, "--spot")["offers"]
-    assert {each["id"] for each in spot} == {each["id"] for each in demand}
-    prices = {each["id"]: float(each["price_per_hour_usd"]) for each in demand}
-    assert all(each["spot"] and float(each["price_per_hour_usd"]) < prices[each["id"]] for each in spot)
-    assert "least bid" in office.run(*every, "--spot")[1]
-    code, _, said = office.run("offers", "--tool", "hello@1", "--driver", "local", "--spot")
-    assert (code, "no spot machines" in said) == (2, True)
+    demand, both = office.document(*every)["offers"], office.document(*every, "--spot")["offers"]
+    spot = {each["id"]: each for each in both if each["spot"]}
+    assert [each for each in both if not each["spot"]] == demand or {each["id"] for each in demand} == set(spot)
+    for each in demand:
+        least = office.sim.market.offers[int(each["id"])]["min_bid"]
+        bid = float(spot[each["id"]]["price_per_hour_usd"]) - float(spot[each["id"]]["disk_per_hour_usd"])
+        assert bid == pytest.approx(least * 1.25, abs=0.001)
+    assert "would be bid" in office.run(*every, "--spot")[1]
+    assert office.document("offers", "--tool", "hello@1", "--driver", "local", "--spot")["offers"][0]["spot"] is False
+
+
+def test_several_places_are_ranked_together(office: Office) -> None:
+    """By the order's strategy; each machine says which place it is at."""
+    places = ("offers", "--tool", "hello@1", "--driver", "vastai,local")
+    assert office.document(*places)["offers"][0]["place"] == 0
+    cheapest = office.document(*places, "--strategy", "cheapest")["offers"][0]
+    assert (cheapest["place"], cheapest["driver"]) == (1, "local")
+    assert "place 2" in office.run(*places)[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- doctor
@@ -375,6 +386,6 @@ def test_doctor_says_what_renting_needs_and_would_cost(office: Office) -> None:
 
 def test_doctor_names_what_is_wrong_with_a_driver(office: Office) -> None:
     """A permission that is missing is a fault of the installation; nothing is priced then."""
-    office.sim.account.key.groups = frozenset({"user_read", "instance_read", "misc"})
+    office.sim.account.key.permissions = dict.fromkeys({"user_read", "instance_read", "misc"}, {})
     code, shown, said = office.run("doctor", "--driver", "vastai", "--tool", "hello@1")
     assert code == 5 and "instance_write" in said and "rental" not in shown

@@ -158,7 +158,7 @@ async def test_a_log_without_labels_finds_ours_by_looking_at_each(sim: SimVast, 
 async def test_a_key_that_may_not_read_the_log_says_so_once_and_for_all(sim: SimVast, driver: VastDriver) -> None:
     """Permanent: asking again will not help, and the core goes on by the listing alone."""
     offer, _ = await rent(driver)
-    sim.account.key.groups = frozenset({"instance_read", "instance_write"})
+    sim.account.key.permissions = dict.fromkeys({"instance_read", "instance_write"}, {})
     with pytest.raises(Permanent, match="misc"):
         await driver.recorded(offer, LABEL, datetime.now(UTC))
 
@@ -403,7 +403,7 @@ async def test_everything_is_examined_and_nothing_changed(sim: SimVast, driver: 
 
 async def test_what_is_missing_is_named(sim: SimVast, driver: VastDriver) -> None:
     """A permission that is only good to have is no fault; a key that is refused ends the questions."""
-    sim.account.key.groups = frozenset({"user_read", "instance_read"})
+    sim.account.key.permissions = dict.fromkeys({"user_read", "instance_read"}, {})
     sim.account.credit = Decimal(0)
     found = {each.question: each.ok for each in await driver.examine()}
     assert found["billing_read"] is None
