@@ -205,8 +205,8 @@ class _Transfer:
             view = memoryview(cast(bytes, block))
             for at in range(0, len(view), _SLICE):
                 piece = view[at : at + _SLICE]
-                await channel.write(cast(bytes, piece))  # any buffer will do: what cannot be sent at once is copied
                 self.errand.way.count(len(piece))
+                await channel.write(cast(bytes, piece))  # any buffer will do: what cannot be sent at once is copied
                 self.moved_at = asyncio.get_running_loop().time()
 
     async def _hear(self, channel: Channel, sent: set[int]) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from remote_trainer.dataset import manifest
-from remote_trainer.errors import HostError, HostFull, HostUnreachable
+from remote_trainer.errors import HostError, HostFull, HostLacks, HostUnreachable
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.testing.netfault import Link
 from remote_trainer.transport.command import CommandTransport
+from remote_trainer.worker import way as ways
 from remote_trainer.worker.ship import ship
 from tests.integration.depot_host import KEY, DepotHost, content, far_host, host_of, make, until
 from tests.support.rig import LONG
@@ -80,6 +81,26 @@ async def test_what_does_not_move_goes_on_over_a_new_connection(far: DepotHost, 
     await ship(far.depot, KEY, [given], far.cache)
     assert content(far.tree(given)) == content(data)
     assert link.bytes_up - before < given.size + 2 * (2 << 20) + 500_000
+
+
+@pytest.mark.parametrize("far", [240], indirect=True)
+async def test_a_line_too_slow_for_the_inputs_is_told(
+    far: DepotHost, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rented machine is given up while its inputs crawl; what is there of them is not sent again to one that is kept."""
+    monkeypatch.setattr(ways, "SETTLES_S", 0.3)
+    monkeypatch.setattr(ways, "MEASURED_S", 0.7)
+    given = await far.packed(make(tmp_path / "data", big=12_000_000))
+    traffic, uplink = ways.Traffic(), ways.Uplink()
+    link.set(bytes_per_s=200_000)
+    with pytest.raises(HostLacks, match="from here, at least 16"):
+        await ship(far.depot, KEY, [given], far.cache, way=ways.Way(traffic, KEY, uplink, "m1", 16.0))
+    sent = traffic.sent[KEY]
+    assert 0 < sent < 6_000_000
+    link.set()
+    await ship(far.depot, KEY, [given], far.cache, way=ways.Way(traffic, KEY, uplink, "m1", 16.0))
+    assert await far.depot.digests() == {given.digest}
+    assert given.size <= traffic.sent[KEY] <= given.size + sent
 
 
 def _children(pid: int) -> list[int]:
