@@ -6,7 +6,7 @@ user may want to change is a field of ``Policy`` with its unit in the name.
 
 from __future__ import annotations
 
-from remote_trainer.policy.accounts import reservation, settlement
+from remote_trainer.policy.accounts import charged, misbilled, reservation, settlement
 from remote_trainer.policy.bounds import Unclaimed, deadline, deadman_s, evictions, fruitless, limit, unclaimed, used_up
 from remote_trainer.policy.choice import (
     Estimate,
@@ -40,6 +40,7 @@ __all__ = [
     "Unclaimed",
     "attempt_cost",
     "backoff_s",
+    "charged",
     "committed",
     "cost_between",
     "cost_of",
@@ -57,6 +58,7 @@ __all__ = [
     "job_cost",
     "left_of",
     "limit",
+    "misbilled",
     "nearly_best",
     "needed",
     "needs",

@@ -61,6 +61,11 @@ class Rental:
             return Cost(disk=disk)
         return Cost(machine=self.machine_per_hour * _hours(self.ready_at, until + timedelta(seconds=BILLED_TAIL_S)), disk=disk)
 
+    @property
+    def tail(self) -> Decimal:
+        """What of its cost is for the minutes after its end."""
+        return self.machine_per_hour * Decimal(BILLED_TAIL_S) / 3600 if self.ready_at is not None else Decimal(0)
+
 
 def rentals(attempt: Attempt) -> Iterator[Rental]:
     """Yield the machines that an attempt rents, or rented."""

@@ -22,6 +22,7 @@ from remote_trainer.config import Settings
 from remote_trainer.errors import StoreUnavailable
 from remote_trainer.policy import backoff_s
 from remote_trainer.service.app import App
+from remote_trainer.worker.audit import Audit
 from remote_trainer.worker.loop import Worker
 from remote_trainer.worker.notify import notify
 from remote_trainer.worker.reaper import Reaper
@@ -53,7 +54,9 @@ async def run_worker(app: App, *, until_idle_s: float | None = None, max_jobs: i
         plugins.load_drivers()  # a service has the time; the worker that a waiting user has just started imports what it needs
     settings = app.settings
     shop = await app.shop()
-    worker = Worker(shop, lease_s=settings.lease_s, max_jobs=max_jobs or settings.max_jobs, reaper=Reaper(shop))
+    worker = Worker(
+        shop, lease_s=settings.lease_s, max_jobs=max_jobs or settings.max_jobs, reaper=Reaper(shop), audit=Audit(shop)
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)

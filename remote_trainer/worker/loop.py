@@ -17,6 +17,7 @@ from remote_trainer.model import Event, JobId, Lease, Token
 from remote_trainer.policy import backoff_s
 from remote_trainer.ports import Change
 from remote_trainer.worker.alarm import unreturned
+from remote_trainer.worker.audit import Audit
 from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.notify import notify, watchdog_s
 from remote_trainer.worker.reaper import Reaper
@@ -38,9 +39,16 @@ class Worker:
     """Drives jobs of one store. ``run`` returns when ``stop`` was called and everything is given back."""
 
     def __init__(
-        self, shop: Shop, *, lease_s: float, max_jobs: int, name: str | None = None, reaper: Reaper | None = None
+        self,
+        shop: Shop,
+        *,
+        lease_s: float,
+        max_jobs: int,
+        name: str | None = None,
+        reaper: Reaper | None = None,
+        audit: Audit | None = None,
     ) -> None:
-        self._shop, self._lease_s, self._max_jobs, self._reaper = shop, lease_s, max_jobs, reaper
+        self._shop, self._lease_s, self._max_jobs, self._reaper, self._audit = shop, lease_s, max_jobs, reaper, audit
         self.name = name or holder()
         self._runners: dict[JobId, JobRunner] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
@@ -65,6 +73,8 @@ class Worker:
         }
         if self._reaper is not None:
             sides.add(asyncio.create_task(self._reaper.run(), name="reaper"))
+        if self._audit is not None:
+            sides.add(asyncio.create_task(self._audit.run(), name="audit"))
         if tells(self.name):
             sides.add(asyncio.create_task(self._neighbours(), name="neighbours"))
         if (every := watchdog_s()) is not None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remote_trainer.model import Attempt, EntryKind, Job, Offer, Phase, Reason, Verdict
-from remote_trainer.policy import job_cost, reservation, settlement
+from remote_trainer.model import Attempt, Entry, EntryKind, Job, Offer, Phase, Reason, Verdict
+from remote_trainer.policy import charged, job_cost, misbilled, reservation, settlement
+from remote_trainer.ports import Charge
 from tests.unit.life import NOW, a_job
 from tests.unit.test_money import after
 
@@ -102,3 +103,59 @@ def test_the_sum_is_between_nothing_and_what_was_set_aside(
     attempts = [attempt(minutes, *how, number=number) for number, (minutes, how) in enumerate(found, 1)]
     paid = -sum(moved(ended(*attempts, reserved=str(reserved))).values())
     assert 0 <= paid <= min(reserved, job_cost(ended(*attempts), NOW + after(600)))
+
+
+# ---------------------------------------------------------------------------------------------------- the provider's bill
+
+DAY = NOW.replace(hour=0)
+
+
+def charge(amount: str, *, instance: str = "i1", days: int = 0) -> Charge:
+    return Charge(instance=instance, label="rt-dep-j1-a1", day=DAY + days * after(1440), amount=D(amount))
+
+
+def test_a_bill_that_grows_is_posted_by_its_differences() -> None:
+    """By machine and day; what is known adds nothing, and a correction is one more entry."""
+    job = ended()
+    posted: list[Entry] = []
+    for bill, news in [
+        ([charge("0.10")], ["0.10"]),
+        ([charge("0.10")], []),
+        ([charge("0.25"), charge("1", instance="i2"), charge("2", days=1)], ["0.15", "1", "2"]),
+        ([charge("0.20")], ["-0.05"]),
+        ([charge("0.25")], ["0.05"]),
+    ]:
+        new = charged(job, "vastai", bill, posted, NOW)
+        assert [entry.amount for entry in new] == [D(each) for each in news]
+        assert not {entry.id for entry in new} & {entry.id for entry in posted}
+        posted += new
+    assert [entry.id for entry in posted][:2] == ["charge/vastai/i1/2026-01-01/1", "charge/vastai/i1/2026-01-01/2"]
+    assert {(entry.kind, entry.job, entry.machine) for entry in posted} == {
+        (EntryKind.CHARGE, "j1", "i1"),
+        (EntryKind.CHARGE, "j1", "i2"),
+    }
+
+
+def test_of_two_auditors_one_posts() -> None:
+    """They read the same before, and one of them a newer bill: their entries have one id, so the ledger keeps one of them."""
+    job, posted = ended(), charged(ended(), "vastai", [charge("0.10")], [], NOW)
+    one, other = (charged(job, "vastai", [charge(amount)], posted, NOW) for amount in ("0.30", "0.40"))
+    assert one[0].id == other[0].id
+    rest = charged(job, "vastai", [charge("0.40")], [*posted, *one], NOW)
+    assert sum(entry.amount for entry in (*posted, *one, *rest)) == D("0.40")
+
+
+@pytest.mark.parametrize(
+    ("billed", "differs"),
+    [("1.00", "0"), ("1.10", "0"), ("1.11", "0.11"), ("0.92", "0"), ("0.84", "0"), ("0.81", "-0.1067"), ("0", "-0.9167")],
+)
+def test_a_bill_that_differs_is_told(billed: str, differs: str) -> None:
+    """By more than a tenth and five cents; our meter's minutes after the end need not be billed."""
+    offer = replace(OFFER, disk_per_hour=D(0))
+    ran = replace(attempt(55, DONE, Reason.COMPLETED), offer=offer, ready_at=NOW)  # 55 minutes, and 5 of tail: one dollar
+    assert misbilled(ended(ran), D(billed)).quantize(D("0.0001")) == D(differs)
+
+
+def test_cents_are_not_worth_telling() -> None:
+    """However many times too high they are."""
+    assert misbilled(ended(attempt(1, DONE, Reason.COMPLETED)), D("0.06")) == 0
