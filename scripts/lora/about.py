@@ -16,6 +16,14 @@ from lora.data import Photo
 from lora.family import Family
 from lora.options import Options, UnetOptions
 
+OPTIMIZERS = {
+    "adamw": "torch.optim.AdamW",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "prodigy": "Prodigy(use_bias_correction=True,safeguard_warmup=True)",
+    "adafactor": "transformers.optimization.Adafactor(scale_parameter=False,relative_step=False)",
+    "came": "CAME",
+}
+
 
 def network(options: Options) -> dict[str, Any]:
     """The network: LoRA by kohya's own module, the others as LyCORIS names them."""
@@ -63,11 +71,13 @@ def training(options: Options) -> dict[str, Any]:
         "ss_learning_rate": options.lr,
         "ss_unet_lr": options.lr,
         "ss_text_encoder_lr": options.text_lr or None,
-        "ss_optimizer": "torch.optim.AdamW",
+        "ss_optimizer": OPTIMIZERS[options.optimizer],
         "ss_lr_scheduler": options.lr_schedule,
         "ss_lr_warmup_steps": options.warmup,
         "ss_max_grad_norm": options.clip,
         "ss_min_snr_gamma": getattr(options, "min_snr_gamma", 0) or None,
+        "ss_debiased_estimation": getattr(options, "debiased", False) or None,
+        "ss_noise_offset": getattr(options, "noise_offset", 0) or None,
         "ss_caption_dropout_rate": options.caption_dropout,
         "ss_seed": options.seed,
     }

@@ -122,6 +122,10 @@ class Family(ABC):
     def even_times(self, places: torch.Tensor, latents: torch.Size) -> torch.Tensor:
         """The times at these places in 0..1 of what training draws, (n,)."""
 
+    def noise(self, noise: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """The noise of training, made from plain noise."""
+        return noise
+
     @abstractmethod
     def mix(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(noisy latents, what the net should say of them)."""

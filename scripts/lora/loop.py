@@ -23,7 +23,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export
+from lora import about, adapters, checkpoint, export, optimisation
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.data import Order, Photo, dataset_digest, split
@@ -41,6 +41,7 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     transformers.utils.logging.disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)
+    optimisation.check(options)
     device, dtype = choose_device(options)
     learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
@@ -56,7 +57,8 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     except torch.OutOfMemoryError as error:
         advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
         raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
-    finish(run, learned, base)
+    with run.average.shown():
+        finish(run, learned, base)
 
 
 def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
@@ -96,20 +98,6 @@ def prepare(options: Options, family: Family) -> Family:
     return family
 
 
-def rate_share(options: Options, step: int) -> float:
-    """The share of the full learning rate that a step takes, counted from 0."""
-    if step < options.warmup:
-        return (step + 1) / options.warmup
-    done = (step - options.warmup) / max(1, options.steps - options.warmup)
-    match options.lr_schedule:
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        case "linear":
-            return 1 - done
-        case _:
-            return 1.0
-
-
 @dataclass(slots=True)
 class Run:
     """A training on its way."""
@@ -121,7 +109,8 @@ class Run:
     watched: Sequence[Photo]
     identity: dict[str, Any] = field(default_factory=dict)
     parameters: list[torch.nn.Parameter] = field(init=False)
-    optimizer: torch.optim.AdamW = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    average: optimisation.Average = field(init=False)
     step: int = 0
     validations: dict[int, float] = field(default_factory=dict)
     since_log: list[tuple[float, float]] = field(default_factory=list)
@@ -134,7 +123,8 @@ class Run:
             rate = self.options.lr if part is self.model.net else self.options.text_lr
             groups.append({"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "full_lr": rate})
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay, fused=True)
+        self.optimizer = optimisation.make(self.options, groups)
+        self.average = optimisation.Average(self.parameters, self.options.ema)
 
     def announce(self, learned: Sequence[Photo]) -> None:
         """Print what follows from the options, once."""
@@ -157,11 +147,9 @@ class Run:
         state = found.state()
         checkpoint.check_same(state["identity"], self.identity, found.path)
         adapters.restore(self.model, found.tensors("adapter"))
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in found.tensors("optimizer").items():
-            index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        optimisation.unpack(self.optimizer, found.tensors("optimizer"), state["optimizer"])
+        if self.options.ema:
+            self.average.restore(found.tensors("average"))
         self.step = found.step
         self.validations = {int(step): loss for step, loss in state["validations"].items()}
         print(f"resumed at step {self.step} from {found.path.name}", flush=True)
@@ -174,12 +162,12 @@ class Run:
         path = folder / checkpoint.name_of(self.step)
         if path.is_dir() and not checkpoint.fault(path):
             return
-        moments = self.optimizer.state_dict()["state"]
-        tensors = {
-            "adapter": adapters.tensors(self.model),
-            "optimizer": {f"{index}.{name}": value for index, entry in moments.items() for name, value in entry.items()},
-        }
-        checkpoint.save(folder, self.step, tensors, {"identity": self.identity, "validations": self.validations})
+        moments, numbers = optimisation.packed(self.optimizer)
+        tensors = {"adapter": adapters.tensors(self.model), "optimizer": moments}
+        if self.options.ema:
+            tensors["average"] = self.average.tensors()
+        state = {"identity": self.identity, "validations": self.validations, "optimizer": numbers}
+        checkpoint.save(folder, self.step, tensors, state)
         checkpoint.prune(folder, self.options.keep_checkpoints)
         print(f"checkpoint {path.name}", flush=True)
 
@@ -205,16 +193,18 @@ class Run:
             self.save()
         if (first or last or due(self.step, self.options.val_every)) and self.step not in self.validations:
             stopping()
-            self.validations[self.step] = validation_loss(self.model, self.cache, self.watched, self.options.seed)
+            with self.average.shown():
+                self.validations[self.step] = validation_loss(self.model, self.cache, self.watched, self.options.seed)
             print(f"validation step {self.step} loss {self.validations[self.step]:.4f}", flush=True)
             self.record({"val_loss": self.validations[self.step]})
         if sampler.prompts and (last or due(self.step, self.options.sample_every)):
-            sampler.write(self.model, self.step, stopping)
+            with self.average.shown():
+                sampler.write(self.model, self.step, stopping)
 
     def advance(self) -> None:
         """One optimiser step."""
         started = time.monotonic()
-        options, share = self.options, rate_share(self.options, self.step)
+        options, share = self.options, optimisation.share(self.options, self.step)
         total = torch.zeros((), device=self.model.device)
         for position in range(self.step * options.grad_accumulation, (self.step + 1) * options.grad_accumulation):
             loss = (
@@ -233,6 +223,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.average.update(self.step)
         self.since_log.append((float(total), time.monotonic() - started))
 
     def report(self) -> None:
@@ -240,7 +231,7 @@ class Run:
         count = len(self.since_log)
         loss, seconds = (sum(column) for column in zip(*self.since_log, strict=True))
         self.since_log.clear()
-        speed, rate = count / seconds, self.options.lr * rate_share(self.options, self.step - 1)
+        speed, rate = count / seconds, self.options.lr * optimisation.share(self.options, self.step - 1)
         eta = (self.options.steps - self.step) / speed
         line = f"step {self.step}/{self.options.steps} loss {loss / count:.4f} lr {rate:.1e} {speed:.2f} steps/s eta {eta:.0f} s"
         print(line, flush=True)

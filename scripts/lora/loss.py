@@ -36,6 +36,7 @@ def training_loss(family: Family, cache: Cache, photos: Sequence[Photo], options
     shape = batch["mean"].shape
     spread, noise = (torch.randn(shape, generator=draw).to(family.device) for _ in range(2))
     times = family.pick_times(draw, shape)
+    noise = family.noise(noise, generator(options.seed, position, 3))
     errors = family.errors(batch, batch["mean"] + batch["std"] * spread, noise, times).mean(dim=(1, 2, 3))
     return (errors * family.weights(times)).mean()
 

@@ -109,11 +109,25 @@ class Options:
     steps: int = flag(1500, TRAINING, "optimiser steps", low=1, high=1_000_000)
     batch_size: int = flag(1, TRAINING, "images a pass", low=1, high=256)
     grad_accumulation: int = flag(1, TRAINING, "passes an optimiser step", low=1, high=1024)
+    optimizer: str = flag(
+        "adamw", TRAINING, "adamw; adamw8bit, adafactor or came to save memory; prodigy to find the rate by itself (with --lr 1)",
+        choices=("adamw", "adamw8bit", "prodigy", "adafactor", "came"),
+    )  # fmt: skip
     lr: float = flag(1e-4, TRAINING, "learning rate", low=1e-9, high=10)
-    lr_schedule: str = flag("constant", TRAINING, "course of the rate after warm-up", choices=("constant", "cosine", "linear"))
+    lr_schedule: str = flag(
+        "constant", TRAINING, "course of the rate after warm-up; stable falls over the last fifth",
+        choices=("constant", "cosine", "cosine-restarts", "linear", "rex", "stable"),
+    )  # fmt: skip
+    lr_cycles: int = flag(3, TRAINING, "falls of the rate with cosine-restarts", low=1, high=1000)
     warmup: int = flag(0, TRAINING, "steps over which the rate rises from 0", low=0, high=1_000_000)
-    weight_decay: float = flag(0.01, TRAINING, "decay of AdamW", low=0, high=1)
+    weight_decay: float = flag(
+        0.01, TRAINING, "share of the weights that is taken away at each step, times the rate", low=0, high=1
+    )
     clip: float = flag(1.0, TRAINING, "largest gradient norm (0: no limit)", low=0, high=1000)
+    ema: float = flag(
+        0.0, TRAINING, "keep a running average of the adapter, of this decay, and use it for all that is shown and saved (0: off)",
+        low=0, high=0.99999,
+    )  # fmt: skip
     seed: int = flag(42, TRAINING, "seed of everything random", low=0, high=2**31 - 1)
     precision: str = flag("auto", TRAINING, "auto: bf16 where the GPU has it, else fp32", choices=("auto", "bf16", "fp32"))
     gradient_checkpointing: str = flag(
@@ -183,6 +197,13 @@ class UnetOptions(Options):
     conv_rank: int = flag(0, NETWORK, "rank of convolutions wider than a pixel (0: as the others)", low=0, high=1024)
     conv_alpha: float = flag(0.0, NETWORK, "their alpha, with --conv-rank (0: scaled as the others are)", low=0, high=4096)
     min_snr_gamma: float = flag(5.0, TRAINING, "min-SNR weighting of the loss (0: off)", low=0, high=100)
+    debiased: bool = flag(
+        False, TRAINING, "weight the loss by one over the root of the signal-to-noise ratio, instead of min-SNR"
+    )
+    noise_offset: float = flag(
+        0.0, TRAINING, "noise added to whole channels, so that very dark and bright pictures can be learnt (0: off; 0.0357 is usual)",
+        low=0, high=1,
+    )  # fmt: skip
 
 
 def flags(kind: type[Options]) -> dict[str, tuple[type, Any, Flag]]:

@@ -53,6 +53,11 @@ class UnetFamily(Family):
     def even_times(self, places: torch.Tensor, latents: torch.Size) -> torch.Tensor:
         return (places * len(self.signal)).long().to(self.device)
 
+    def noise(self, noise: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        if not self.options.noise_offset:
+            return noise
+        return noise + self.options.noise_offset * torch.randn((*noise.shape[:2], 1, 1), generator=draw).to(self.device)
+
     def mix(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         signal = self.signal[times].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
@@ -62,12 +67,14 @@ class UnetFamily(Family):
         return self.net(noisy, times, batch["hidden"], **self.more_conditions(batch)).sample
 
     def weights(self, times: torch.Tensor) -> torch.Tensor:
-        """Min-SNR: easy, nearly clean timesteps do not drown the others. Gamma 0 is no weighting."""
+        """Min-SNR or debiased: easy, nearly clean timesteps do not drown the others. Gamma 0 is no weighting."""
         gamma = self.options.min_snr_gamma
-        if gamma == 0:
+        if gamma == 0 and not self.options.debiased:
             return super().weights(times)
         ratio = self.signal[times] / (1 - self.signal[times])
         divisor = ratio if self.prediction == "epsilon" else ratio + 1
+        if self.options.debiased:
+            return 1 / (divisor.clamp(max=1000).sqrt() if self.prediction == "epsilon" else divisor)
         return ratio.clamp(max=gamma) / divisor.clamp_min(1e-8)
 
     def denoise(self, texts: Tensors, size: tuple[int, int], draw: torch.Generator) -> torch.Tensor:

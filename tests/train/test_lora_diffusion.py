@@ -75,11 +75,14 @@ def test_noise_targets_and_weights_are_those_of_diffusers(base: Path, prediction
         ("constant", [0.5, 1, 1, 1, 1, 1]),
         ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
         ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447]),
+        ("cosine-restarts", [0.5, 1, 1, 0.5, 1, 0.5]),
+        ("rex", [0.5, 1, 1, 0.857143, 0.666667, 0.4]),
+        ("stable", [0.5, 1, 1, 1, 1, 1]),
     ],
 )
 def test_the_learning_rate_rises_and_then_follows_its_schedule(schedule: str, rates: list[float]) -> None:
     """Two steps of warm-up reach the full rate; from there it stays, or falls to nothing at the end."""
-    from lora.loop import rate_share
+    from lora.optimisation import share
 
-    options = chosen_options(steps=6, warmup=2, lr_schedule=schedule)
-    assert [rate_share(options, step) for step in range(6)] == pytest.approx(rates, abs=1e-6)
+    options = chosen_options(steps=6, warmup=2, lr_schedule=schedule, lr_cycles=2)
+    assert [share(options, step) for step in range(6)] == pytest.approx(rates, abs=1e-6)

@@ -15,7 +15,8 @@ FLAGS = """
 base dataset output metrics cache name
 resolution bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions caption_dropout
 network targets rank alpha text_lr text_rank text_alpha conv_rank conv_alpha
-steps batch_size grad_accumulation lr lr_schedule warmup weight_decay clip seed precision gradient_checkpointing threads min_snr_gamma
+steps batch_size grad_accumulation optimizer lr lr_schedule lr_cycles warmup weight_decay clip ema seed
+precision gradient_checkpointing threads min_snr_gamma debiased noise_offset
 log_every val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance
 checkpoint_every keep_checkpoints
 """

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Find a Python that has what the trainers need, or make an environment that has; write its path to python.path.
+# The recipes' first step: PYTHON or RT_PYTHON name one, RT_WORK and RT_TOOL are the host's folders.
+set -eu
+
+python=${PYTHON:-${RT_PYTHON:-python3}}
+# The 8-bit optimiser is the only one that needs a package more.
+more=
+[ "${OPTIMIZER:-}" != adamw8bit ] || more=bitsandbytes
+
+has_everything() {
+  "$1" -c "import accelerate, diffusers, numpy, peft, PIL, safetensors, torch, transformers${more:+, $more}"
+}
+echo "looking for the training libraries in $python"
+if has_everything "$python" 2>/dev/null; then
+  echo "using $python, which has all that is needed"
+else
+  # What this Python has is seen from inside, so that its torch, made for the machine's driver, stays the one that is used.
+  # (--system-site-packages would not do: made from an environment, it shows what lies below that one.)
+  echo "making an environment from $python"
+  "$python" -m venv "$RT_WORK/venv"
+  seen=$("$python" -c 'import site; print(*site.getsitepackages(), sep="\n")')
+  python=$RT_WORK/venv/bin/python
+  printf '%s\n' "$seen" >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/host.pth"
+  # A torch that is there is pinned to what it is; else the newest that this trainer was tested with is taken.
+  if "$python" -c 'import torch' 2>/dev/null; then
+    "$python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >constraints.txt
+  else
+    echo "torch==2.13.0" >constraints.txt
+  fi
+  "$python" -m pip install --quiet --constraint constraints.txt torch --requirement "$RT_TOOL/lora/requirements.txt" \
+    ${more:+"$more==0.50.2"}
+  has_everything "$python"
+fi
+printf '%s\n' "$python" >python.path
