@@ -37,7 +37,7 @@ async def test_grown_metrics_are_read_once() -> None:
 
 async def test_changed_outputs_are_collected_until_they_have_settled() -> None:
     """A file that was too young for the first round is there for the next: after a heartbeat without a change nothing is left."""
-    news = News()
+    news = News(settles_s=0)
     news.hear(beat(0, "a"))
     first = await news.wait()
     news.collected(first)
@@ -50,6 +50,16 @@ async def test_changed_outputs_are_collected_until_they_have_settled() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
             await news.wait()
+
+
+async def test_a_heartbeat_that_comes_soon_settles_nothing() -> None:
+    """What is heard of every second is collected until the last change is as old as a file must be, however often it is heard of."""
+    news = News(settles_s=3600)
+    for _ in range(3):
+        news.hear(beat(0, "a"))
+        new = await news.wait()
+        news.collected(new)
+        assert (new.outputs, new.settled) == (True, False)
 
 
 async def test_a_waiting_collector_is_woken() -> None:
