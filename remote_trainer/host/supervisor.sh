@@ -225,9 +225,12 @@ group_members() {
 # keep nonce "n1" from matching "n10", and the root from ending what was started from another root of this machine.
 mark() { say ":$JOB_NAME/$STEP_NAME/$C_NONCE:$RT_ROOT:"; }
 
-marked_members() {
-    grep -lsF "RT_MARK=$(mark)" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,'
+# Processes with a text in their environment. Not with grep -F: that of some busyboxes sees nothing behind the first variable.
+marked() { # TEXT
+    LC_ALL=C grep -ls "$(say "$1" | sed 's/[][\.*^$]/\\&/g')" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,'
 }
+
+marked_members() { marked "RT_MARK=$(mark)"; }
 
 has_members() {
     [ -n "$(group_members)" ] || [ -n "$(marked_members)" ]
@@ -1009,7 +1012,7 @@ verb_clean() { # JOB FENCE
         read_state
         case $STATE in running* | orphan*) die $EX_BUSY "busy: $STEP_NAME is $STATE" ;; esac
     done
-    grep -lsF "RT_WATCH==$JOB_NAME=$RT_ROOT=" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,' | while read -r _pid; do
+    marked "RT_WATCH==$JOB_NAME=$RT_ROOT=" | while read -r _pid; do
         kill -KILL "$_pid" 2>/dev/null # the job's watchman, where it had one: see watchman.sh
     done
     attempt rm -rf "$JOB/s" "$JOB/w" "$JOB/lease" "$JOB/digests" "$WITNESSES" || give_up "$JOB"

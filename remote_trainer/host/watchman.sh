@@ -79,8 +79,13 @@ look_at() {
     P_SESSION=$4 P_START=${20}
 }
 
+# Processes with a text in their environment. Not with grep -F: that of some busyboxes sees nothing behind the first variable.
+marked() { # TEXT
+    LC_ALL=C grep -ls "$(say "$1" | sed 's/[][\.*^$]/\\&/g')" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,'
+}
+
 watchmen() { # JOB; prints their process numbers
-    grep -lsF "$(mark "$1")" /proc/[0-9]*/environ | sed 's,/proc/,,;s,/environ,,' | while read -r _pid; do
+    marked "$(mark "$1")" | while read -r _pid; do
         if look_at "$_pid" && [ "$P_SESSION" = "$_pid" ]; then say "$_pid"; fi
     done
 }
@@ -189,7 +194,7 @@ verb___watch() { # JOB SILENCE HOLD LIMIT
 
 # Every call of a worker changes the time of `spoken`, every ping of a follower that of a lease. That a time has changed is what counts:
 # which time it is, the host's clock may change its mind about.
-last_word() { stat -c %Y "$RT_ROOT/spoken" "$RT_ROOT"/j/*/lease 2>/dev/null; }
+last_word() { stat -c %y "$RT_ROOT/spoken" "$RT_ROOT"/j/*/lease 2>/dev/null; }
 
 listen() {
     _word=$(last_word)
@@ -198,7 +203,7 @@ listen() {
 }
 
 # Every process of a step has the root in its RT_MARK, between colons.
-step_runs() { grep -lsF ":$RT_ROOT:" /proc/[0-9]*/environ >/dev/null; }
+step_runs() { [ -n "$(marked ":$RT_ROOT:")" ]; }
 
 reason() { # -> REASON; false when the machine is still somebody's
     _silent=$((UPTIME - SINCE))
@@ -223,7 +228,7 @@ try_to_leave() {
         reason || return 1 # somebody has come back meanwhile
     fi
     _said=$(bounded $FAREWELL_LIMIT sh -c "$FAREWELL" farewell 2>&1) && return
-    note "the farewell failed: $(say "$_said" | tr -c '[:print:]' ' ' | tail -c 300)"
+    note "the farewell failed: $(say "$_said" | tr -c ' -~' ' ' | tail -c 300)"
     return 1
 }
 

@@ -1,0 +1,239 @@
+"""The watchman ends a machine that everybody has left, and no other one: what it takes for that, under each shell, side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from tests.integration.supervisor_host import PATIENCE, Host, Kind, Reply, eventually, running, running_small
+
+pytestmark = pytest.mark.shells
+SHELLS = [Kind("dash"), Kind("bash"), Kind("busybox")]
+WATCHMAN = Path(__file__).parents[2] / "remote_trainer" / "host" / "watchman.sh"
+NEVER = 3600
+TO_COME = 4_000_000_000  # a time of the wall clock
+
+
+class Rented:
+    """A machine that can end itself; how often it did is in a file out of its reach."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.left = host.folder / "left"
+        self.gate = host.folder / "closed"  # while it is there the provider refuses
+
+    def keep(self, *, silence: int = 1, hold: int = NEVER, limit: int = 0, outbox: str = "", cut: int | None = None) -> Reply:
+        """A worker's call, as the worker's other calls leaves a word."""
+        farewell = f"[ ! -e {self.gate} ] || {{ echo no >>{self.gate}; echo refused >&2; exit 1; }}; echo bye >>{self.left}"
+        orders = {"FAREWELL": farewell, "OUTBOX": outbox}
+        lines = [f"{name}={base64.b64encode(value.encode()).decode()}" for name, value in orders.items() if value]
+        text = "\n".join([*lines, ".", ""]).encode()
+        process = self.call("keep", "job", silence, hold, limit)
+        out, err = process.communicate(text[:cut], timeout=PATIENCE)
+        return Reply(process.returncode, out.decode(), err.decode())
+
+    def call(self, *words: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(self.host.folder / "bin" / "sh"), str(WATCHMAN), *map(str, words)],
+            env=self.host.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    @property
+    def gone(self) -> bool:
+        return self.left.exists()
+
+    def watchmen(self) -> list[int]:
+        """Those that lead a session; its children do not."""
+        found = []
+        for pid in self.host.processes(b"RT_WATCH==job="):
+            with suppress(ProcessLookupError):
+                found += [pid] if os.getsid(pid) == pid else []
+        return found
+
+    def run_to_end(self, script: str) -> None:
+        self.host.begin("job", "s.1", script)
+        self.host.end_of("job", "s.1")
+
+    def word(self) -> None:
+        self.host.ok("touch", "job")
+
+    def wait_until_gone(self) -> None:
+        eventually(lambda: self.gone, f"the end of {self.log()}")
+
+    def log(self) -> str:
+        path = self.host.root / "watchman.log"
+        return path.read_text() if path.exists() else ""
+
+
+@contextmanager
+def rented(kind: Kind) -> Iterator[Rented]:
+    with running(kind) as host:
+        yield Rented(host)
+
+
+OUTPUT = 'mkdir -p "$RT_WORK/output" && echo weights >"$RT_WORK/output/w"'
+
+
+@pytest.mark.parametrize("kind", SHELLS, ids=str)
+def test_only_what_everybody_has_left_ends(kind: Kind) -> None:
+    """Silence ends what never started, and what is done, whatever the clock says; not what runs within its limit, or may lose results."""
+    with ExitStack() as stack:
+        bare, done, jumped, over, results, busy, spoken = (stack.enter_context(rented(kind)) for _ in range(7))
+        done.run_to_end("exit 3")
+        jumped.run_to_end("exit 0")
+        os.utime(jumped.host.root / "j/job/lease", (TO_COME, TO_COME))
+        results.run_to_end(OUTPUT)
+        for each in (over, busy):
+            each.host.begin("job", "s.1", "sleep 3600")
+        spoken.run_to_end("exit 0")
+        talking = threading.Event()
+        speaker = threading.Thread(target=lambda: [spoken.word() for _ in iter(lambda: talking.wait(0.2), True)])
+        speaker.start()
+        for each in (bare, done, jumped, results, busy, spoken):
+            assert each.keep().out == "ok\n"
+        assert over.keep(silence=10, limit=1).out == "ok\n"
+        for each in (bare, done, jumped, over):
+            each.wait_until_gone()
+        assert not busy.gone and not results.gone and not spoken.gone
+        talking.set()
+        speaker.join()
+        busy.host.ok("stop", "job", "s.1", 1, 0)
+        for each in (busy, spoken):
+            each.wait_until_gone()
+
+
+@pytest.mark.fault("host-disk-full")
+@pytest.mark.parametrize("kind", SHELLS, ids=str)
+def test_a_full_disk_keeps_nothing_alive(kind: Kind) -> None:
+    """Neither room for a byte nor for a file is needed to be set up, nor to end the machine."""
+    with running_small(kind, "256k", names=150) as host:
+        machine = Rented(host)
+        machine.run_to_end("exit 0")
+        subprocess.run(f"cd {host.root} && touch $(seq 200); cat /dev/zero >1", shell=True, capture_output=True)
+        assert machine.keep().out == "ok\n"
+        machine.wait_until_gone()
+
+
+@pytest.mark.parametrize("kind", SHELLS, ids=str)
+def test_there_is_one_watchman_until_its_job_is_cleaned_away(kind: Kind) -> None:
+    """Of many calls at once one watchman stays; one that was killed is replaced by the next word; `clean` ends it."""
+    with rented(kind) as machine:
+        callers = [threading.Thread(target=machine.keep, kwargs={"silence": NEVER}) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        (first,) = eventually(lambda: (found := machine.watchmen()) and len(found) == 1 and found, "one watchman") or ()
+        assert machine.keep(silence=NEVER, cut=-3).code == 78
+        assert machine.watchmen() == [first]
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: machine.watchmen() == [], "its end")
+        assert machine.keep(silence=NEVER).out == "ok\n"
+        (second,) = machine.watchmen()
+        assert os.readlink(f"/proc/{second}/cwd") == "/"
+        machine.host.ok("clean", "job", 1)
+        eventually(lambda: machine.watchmen() == [], "its end")
+    assert not machine.gone
+
+
+def test_a_provider_that_refuses_is_asked_again() -> None:
+    """The farewell is repeated until the machine is gone, and given up when a worker is back."""
+    with rented(Kind("dash")) as machine:
+        machine.gate.touch()
+        machine.keep()
+        eventually(lambda: machine.gate.read_text().count("no") >= 2, "a second farewell")
+        machine.keep(silence=NEVER)
+        machine.gate.unlink()
+        assert not machine.gone
+        machine.keep()
+        machine.wait_until_gone()
+        assert "the farewell failed: refused" in machine.log(), machine.log()
+
+
+class Outbox(ThreadingHTTPServer):
+    """Takes what is PUT; answers when the test has looked around."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Taker)
+        self.arrived: Queue[bytes] = Queue()
+        self.answers: Queue[int] = Queue()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/bucket/farewell.tar?X-Amz-Signature=s3cret&b=%20"
+
+
+class _Taker(BaseHTTPRequestHandler):
+    server: Outbox
+
+    def do_PUT(self) -> None:
+        assert self.path == "/bucket/farewell.tar?X-Amz-Signature=s3cret&b=%20"
+        assert "Transfer-Encoding" not in self.headers  # no bucket takes that
+        self.server.arrived.put(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(self.server.answers.get(timeout=PATIENCE))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def outbox() -> Iterator[Outbox]:
+    with Outbox() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("kind", "way"), [(Kind("dash"), "curl"), (Kind("busybox"), "python3")], ids=str)
+def test_outputs_go_into_the_outbox_first(kind: Kind, way: str, outbox: Outbox) -> None:
+    """The outputs are put there whole, with a refusal once more; then the machine ends; nobody on it sees the address meanwhile."""
+    with rented(kind) as machine:
+        path = machine.host.folder / "way"
+        path.mkdir()
+        for name in ("tar", "timeout", way):
+            (path / name).symlink_to(f"/usr/bin/{name}" if name != "tar" else "/bin/tar")
+        for folder in machine.host.path.split(":"):
+            for program in Path(folder).iterdir():
+                if program.name not in ("curl", "python3") and not (path / program.name).exists():
+                    (path / program.name).symlink_to(program)
+        machine.host.path = str(path)
+        machine.run_to_end(
+            f'{OUTPUT}; mkdir "$RT_WORK/output/step 2"; head -c 300000 /dev/urandom >"$RT_WORK/output/step 2/state"'
+        )
+        machine.keep(outbox=outbox.url)
+        refused = outbox.arrived.get(timeout=PATIENCE)
+        assert not machine.gone
+        for pid in machine.host.processes():
+            for what in ("cmdline", "environ"):
+                assert b"s3cret" not in Path(f"/proc/{pid}/{what}").read_bytes()
+        outbox.answers.put(403)
+        whole = outbox.arrived.get(timeout=PATIENCE)
+        outbox.answers.put(200)
+        machine.wait_until_gone()
+        assert refused == whole
+        with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+            found = {each.name: (file.read() if (file := tar.extractfile(each)) else b"") for each in tar if each.isfile()}
+        output = machine.host.work("job") / "output"
+        assert found == {f"output/{name}": (output / name).read_bytes() for name in ("w", "step 2/state")}
+        files = [each.read_bytes() for each in machine.host.root.rglob("*") if each.is_file()]
+        assert not any(b"s3cret" in each for each in files)
