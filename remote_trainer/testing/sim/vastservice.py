@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from remote_trainer.model import Instance as Shown
 from remote_trainer.testing.sim.loop import EPOCH
-from remote_trainer.testing.sim.machine import Machine
+from remote_trainer.testing.sim.vastmachine import Watched
 from remote_trainer.testing.vast import demo, life
 from remote_trainer.testing.vast.doors import Door
 from remote_trainer.testing.vast.instances import Instance, Timings
@@ -54,7 +55,7 @@ class Rental:
 
     instance: Shown
     contract: Instance
-    machine: Machine
+    machine: Watched
     #: Whoever asked for it stood still between its last look at the clock and the request: only a reaper can put that right.
     late: bool = False
     keys: frozenset[str] = frozenset()
@@ -152,7 +153,8 @@ class Service(Provider):
             return self.rented.get(str(instance))
         if str(instance) not in self.rented:
             shown = Shown(id=str(instance), label=contract.label)
-            self.rented[shown.id] = Rental(shown, contract, Machine(self._world, f"disk{instance}"), late=self.late)
+            machine = Watched(self._world, f"disk{instance}", leave=partial(self._farewell, contract))
+            self.rented[shown.id] = Rental(shown, contract, machine, late=self.late)
         return self.rented[str(instance)]
 
     def alive(self) -> list[Rental]:
@@ -187,8 +189,18 @@ class Service(Provider):
             raise self._world.broken(f"instance {instance.id}, a stranger's, is destroyed")
         if one.alive and not self._by_itself:
             self._world.promises.destroyed(one)
-        self._world.say(f"vastai: {instance.id} ends{' by the scheduler' if self._by_itself else ''}")
+        self._world.say(f"vastai: {instance.id} ends{' by itself' if self._by_itself else ''}")
         super().destroy(instance, lingers_s=lingers_s)
+
+    def _farewell(self, contract: Instance) -> bool:
+        """A machine ends itself, with the key that it has for that."""
+        if not self.rented[str(contract.id)].machine.answers():  # cut off, in both directions
+            return False
+        path, bearer = f"/api/v0/instances/{contract.id}/", f"Bearer {contract.api_key}"
+        self._by_itself = True
+        reply = self.ask(Request(method="DELETE", path=path, base=URL, body={}, authorization=bearer), late=False)
+        self._by_itself = False
+        return reply.status == 200
 
     def _fire(self, job: Job) -> None:
         self._by_itself = True

@@ -115,9 +115,16 @@ class Host(SimHost):
             if KEY not in self._rented.keys:
                 self._driver.refused(self._id)
                 raise LoginRefused("Permission denied (publickey)")
+            self._rented.machine.spoken = self._world.now
             return act()
 
         return await super().send(let_in, heavy=heavy, installing=installing)
+
+    async def keep_watch(self, key: str, orders: Any) -> None:
+        """Have the machine end itself should all of us be gone; in a world without nets nobody does."""
+        assert isinstance(self._rented, Rental)
+        machine = self._rented.machine
+        await self.send(lambda: machine.keep_watch(key, orders) if self._world.profile.nets else None, heavy=False)
 
 
 class VastShop(SimShop):

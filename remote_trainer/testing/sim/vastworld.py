@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _CREDIT = Decimal(25)
 #: Faults of the menu by the request that meets them, as often as each other.
 _CREATE = (*tuple(name for name in MENU if name.startswith(("create-", "boot-"))), "list-lag", "list-label-lag")
-_LIST = ("list-410", "list-unsuccessful", "list-page-missing", "list-502")
+_LIST = ("list-410", "list-unsuccessful", "list-page-missing", "list-502", "list-empty")
 _DESTROY = tuple(name for name in MENU if name.startswith("destroy-"))
 _RUN = tuple(name for name in MENU if name.startswith("run-"))
 #: Played with real hosts only: these machines have neither a disk that fills nor a GPU.
@@ -42,6 +42,7 @@ _SECONDS: Mapping[str, tuple[float | None, ...]] = {
     "run-offline": (40.0, 3600.0),  # for ever is "host-dead"
     "run-outbid": (None, 20.0),
     "destroy-lingers": (20.0, 120.0),
+    "destroy-late": (5.0, 40.0),
 }
 
 
@@ -65,6 +66,7 @@ class VastWorld(World):
         """Everything that waits to go wrong does not, from now on."""
         self.service.faults.disarm()
         self.service.account.credit = _CREDIT
+        self.service.account.searches_from = 0.0
 
     # -- what goes wrong
 
