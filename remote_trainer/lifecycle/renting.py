@@ -114,8 +114,11 @@ def _preparing(job: Job, moment: Moment) -> Decision:
     ):
         return _next_machine(job, moment, Verdict.LOST, Reason.PROVISIONING_FAILED, trouble.message)
     prepare = PrepareHost(attempt.label) if seen.host is None else None
-    wishes = (*guards(job, moment), prepare, look(job, moment, moment.policy.instance_poll_s), *surplus(job, moment))
-    return wish(job, moment, *wishes, wake_at=soon(job, moment, provisioned_by(job, moment)))
+    closed = trouble is not None and not moment.abilities.borrowed  # its address may still change
+    poll_s = moment.policy.boot_poll_s if closed else moment.policy.instance_poll_s
+    next_look = moment.now + timedelta(seconds=poll_s) if closed else None
+    wishes = (*guards(job, moment), prepare, look(job, moment, poll_s), *surplus(job, moment))
+    return wish(job, moment, *wishes, wake_at=soon(job, moment, next_look, provisioned_by(job, moment)))
 
 
 def _next_machine(job: Job, moment: Moment, verdict: Verdict, reason: Reason, message: str) -> Decision:

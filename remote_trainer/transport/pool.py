@@ -21,6 +21,7 @@ from remote_trainer.errors import HostUnreachable
 T = TypeVar("T")
 
 BACKOFF_S = (0.2, 10.0)  # after the first failed login, and at most
+_UNMET_S = 2.0  # and at most for a host that has never let us in: it may be booting, and paid for
 
 
 class Flow:
@@ -88,6 +89,7 @@ class Pool:
         self._connect, self._address = connect, address
         self._links: list[Link] = []
         self._login: asyncio.Task[Link] | None = None
+        self._met = False
         self._failures = 0
         self._not_before = 0.0  # monotonic
         self._closed = False
@@ -169,11 +171,11 @@ class Pool:
             link = Link(await self._connect())
         except HostUnreachable:
             first, most = BACKOFF_S
-            ceiling = min(most, first * 2**self._failures)
+            ceiling = min(most if self._met else _UNMET_S, first * 2 ** min(self._failures, 30))  # larger ones overflow
             self._failures += 1
             self._not_before = time.monotonic() + random.uniform(ceiling / 2, ceiling)  # noqa: S311 # jitter, no secret
             raise
-        self._failures, self._not_before = 0, 0.0
+        self._met, self._failures, self._not_before = True, 0, 0.0
         self._links.append(link)
         return link
 
