@@ -157,13 +157,26 @@ def share(options: Options, step: int) -> float:
             return 1.0
 
 
+def flat(entry: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings under their names joined by dots; the 8-bit optimiser nests."""
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def packed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors by "weight.name", plain numbers of weights and groups)."""
     state = optimizer.state_dict()
-    tensors, numbers = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
     for index, entry in state["state"].items():
-        for name, value in entry.items():
-            (tensors if isinstance(value, torch.Tensor) else numbers)[f"{index}.{name}"] = value
+        for name, value in flat(entry, f"{index}."):
+            if not isinstance(value, torch.Tensor):
+                numbers[name] = value
+            else:  # the 8-bit optimiser's weights share one table of its levels, and a file cannot
+                tensors[name] = value.clone() if name.rpartition(".")[2].startswith("qmap") else value
     plain = (bool, int, float, str)
     groups = [{name: value for name, value in group.items() if isinstance(value, plain)} for group in state["param_groups"]]
     return tensors, {"weights": numbers, "groups": groups}
@@ -173,8 +186,11 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
     """Put back what `packed` gave."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers["weights"]}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, *outer, name = key.split(".")
+        entry = state.setdefault(int(index), {})
+        for step in outer:
+            entry = entry.setdefault(step, {})
+        entry[name] = value
     groups = [{**now, **then} for now, then in zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
