@@ -45,6 +45,7 @@ from remote_trainer.worker.records import newest_checkpoint
 from remote_trainer.worker.script import step_script
 from remote_trainer.worker.ship import fetch_checkpoint, restore, ship
 from remote_trainer.worker.shop import Shop
+from remote_trainer.worker.watch import Watch
 from remote_trainer.worker.way import Traffic, Way
 
 
@@ -54,6 +55,7 @@ class Performer:
     def __init__(self, shop: Shop, patient: Patient) -> None:
         self._shop, self._patient = shop, patient
         self._machine = Machine(shop, patient)
+        self._watch = Watch(shop, patient, self._machine)
         self._news = News()
         self._refused: set[Checkpoint] = set()
         self.traffic = Traffic()
@@ -61,7 +63,8 @@ class Performer:
     async def perform(self, effect: fx.Effect) -> None:
         """Carry out one effect; returns when it is fulfilled."""
         try:
-            await self._perform(effect)
+            async with self._watch.during(effect):
+                await self._perform(effect)
         except HostKeyMismatch as error:
             raise self._machine.explain(error) from error
 
@@ -80,6 +83,7 @@ class Performer:
             case fx.Bid(_, price):
                 await self._machine.bid(price)
             case fx.PrepareHost():
+                await self._watch.begin()
                 await self._machine.prepare_host()
             case fx.FindCheckpoint():
                 await self._find_checkpoint()
