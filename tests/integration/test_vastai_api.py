@@ -139,3 +139,22 @@ async def test_an_odd_answer_to_a_request_to_rent_is_no_refusal(text: str) -> No
     with pytest.raises(Ambiguous):
         await api.create("100", _BODY)
     await api.close()
+
+
+class Endless(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A service whose answers have no end."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * (1 << 20)
+
+
+async def test_an_answer_without_end_is_cut_off() -> None:
+    """Before it fills the memory; of a request to rent it is in doubt what became."""
+    api = VastApi("http://sim.invalid", "key", pace=Pace(dict.fromkeys(INTERVALS_S, 0.0)), transport=Endless())
+    with pytest.raises(Ambiguous, match="without end"):
+        await api.create("100", _BODY)
+    await api.close()

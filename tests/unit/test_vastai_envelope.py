@@ -121,3 +121,20 @@ def test_a_request_to_rent_that_came_too_soon_waits_for_its_punishment_to_be_ove
 def test_a_message_quotes_little_of_a_reply() -> None:
     """A page of HTML is no message."""
     assert len(str(refused(502, "x" * 100_000))) < 500
+
+
+def test_no_message_quotes_a_key() -> None:
+    """A refusal may carry the key of the instance that it has made all the same; a reason may quote ours."""
+    key = "0123456789abcdef" * 4
+    for body in (
+        {"success": False, "new_contract": 5, "instance_api_key": key},
+        {"success": False, "instance_api_key": key},
+        {"success": False, "msg": f"Invalid user key {key}"},
+        f"no {key}",
+    ):
+        assert key not in str(refused(200 if isinstance(body, dict) else 502, body, "create"))
+
+
+def test_a_reply_that_is_nested_without_end_is_no_success() -> None:
+    """It is read as what it is: no JSON that anybody means."""
+    assert isinstance(refused(200, "[" * 200_000, "list"), Transient)

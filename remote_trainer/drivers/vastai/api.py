@@ -31,6 +31,7 @@ _HOUR_S = 3600
 _PAGE = 25  # the provider's most
 _PAGES_MAX = 200
 _TRIES = 4
+_BODY_MAX = 64 << 20  # bytes; a page of anything is a thousandth of that
 _PATIENT_S = 20.0  # a limit that asks for a longer wait goes up to the caller
 
 _SCHEDULE = "/api/v0/commands/schedule_job/"
@@ -250,20 +251,31 @@ class VastApi:
         body: object = None,
         timeout: httpx.Timeout = _TIMEOUT,
     ) -> Any:
+        lost = Ambiguous if kind == "create" else Transient
         try:
-            answer = await self._client.request(method, path, params=params, json=body, timeout=timeout)
+            async with self._client.stream(method, path, params=params, json=body, timeout=timeout) as answer:
+                text = await _text(answer, lost, kind)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:  # nothing was sent
             raise Transient(f"Vast.ai cannot be reached: {error}", driver=_DRIVER, operation=kind) from error
         except httpx.HTTPError as error:
-            lost = Ambiguous if kind == "create" else Transient
             raise lost(f"Vast.ai did not answer {kind}: {type(error).__name__}", driver=_DRIVER, operation=kind) from error
-        reply = Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.text)
+        reply = Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, text)
         try:
             return read(reply, kind, now=self.now())
         except Transient as error:
             if error.retry_after_s:
                 self._pace.hold(kind, error.retry_after_s)
             raise
+
+
+async def _text(answer: httpx.Response, lost: type[Ambiguous] | type[Transient], kind: str) -> str:
+    """Return the body, if it is of a size that can be meant."""
+    body = bytearray()
+    async for piece in answer.aiter_bytes():
+        body += piece
+        if len(body) > _BODY_MAX:
+            raise lost(f"Vast.ai answers {kind} without end: not believed", driver=_DRIVER, operation=kind)
+    return body.decode(errors="replace")
 
 
 def _worth_repeating(error: BaseException) -> bool:

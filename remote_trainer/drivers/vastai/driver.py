@@ -23,7 +23,7 @@ from remote_trainer.drivers.vastai.api import VastApi
 from remote_trainer.drivers.vastai.choose import disk_to_rent, query, sieve, wide_query
 from remote_trainer.drivers.vastai.contacts import Contact, Contacts
 from remote_trainer.drivers.vastai.envelope import Gone, OfferGone
-from remote_trainer.drivers.vastai.farewell import farewell
+from remote_trainer.drivers.vastai.farewell import farewell, last_resort
 from remote_trainer.drivers.vastai.guards import Guards
 from remote_trainer.drivers.vastai.market import Market
 from remote_trainer.drivers.vastai.options import IMAGE, LAG_S, SCHEMA, URL, USER, wishes
@@ -35,6 +35,7 @@ _ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s
 # Some images bring a folder that sshd does not trust.
 _ON_START = 'chmod 700 ~/.ssh; chmod 600 ~/.ssh/authorized_keys; chown -R "$(id -u)" ~/.ssh; touch ~/.no_auto_tmux; true'
 _ASK_S = 15.0  # for so long the reply to a request to rent may wait for the key to be attached
+_LAST_S = 3600.0  # so long after nobody needs it a machine ends itself, whoever has forgotten it
 _CHORES_S = 10.0  # and the end of this process for what is cleared away
 
 
@@ -93,7 +94,7 @@ class VastDriver:
             "label": label,
             "runtype": "ssh_direc ssh_proxy",
             "env": {},
-            "onstart": _ON_START,
+            "onstart": self._on_start(spec),
             "price": float(offer.price_per_hour - offer.disk_per_hour) if offer.spot else None,
             "cancel_unavail": True,
         }
@@ -116,6 +117,13 @@ class VastDriver:
             price_per_hour=offer.price_per_hour,
             disk_per_hour=offer.disk_per_hour,
         )
+
+    def _on_start(self, spec: Spec) -> str:
+        if spec.until is None:
+            return _ON_START
+        # After the provider's scheduler would have: this is for machines that were made, and nobody was left to have them scheduled.
+        left_s = max(0.0, spec.until.timestamp() - self._api.now()) + _LAST_S
+        return f"{_ON_START}\n{last_resort(self._url, left_s)}"
 
     async def _give_back(self, leftover: str, label: str) -> None:
         try:

@@ -9,6 +9,7 @@ Rules for editing: bodies are untrusted, of any shape; what a message quotes of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ _NO_OFFER_STATUS = (404, 409, 410)  # none of them can have rented anything
 _LOST_STATUS = (408, 425)
 _ALREADY_WORDS = ("already associated",)
 _NO_CREDIT_WORDS = ("insufficient_credit", "missing_billing", "insufficient credit")
+
+_SECRET = re.compile(r"[0-9A-Za-z]{32,}")  # keys are 64 characters; no word is as long
 
 #: What the provider asks for when it names no time, seconds.
 _LIMITED_S = 10.0
@@ -70,7 +73,7 @@ class Reply:
         """Return the JSON there is, or None."""
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -124,7 +127,10 @@ def _has(words: str, known: tuple[str, ...]) -> bool:
 
 def _words(reply: Reply, fields: Mapping[str, Any]) -> str:
     parts = [str(fields[name]) for name in ("error", "msg", "message", "detail") if fields.get(name)]
-    return (": ".join(dict.fromkeys(parts)) or reply.text.strip() or "no reason given")[:_QUOTED]
+    said = ": ".join(dict.fromkeys(parts))
+    if not said and not fields:  # what an object holds besides these may be an instance's key
+        said = reply.text.strip()
+    return _SECRET.sub("…", said[:_QUOTED]) or "no reason given"
 
 
 def _wait_s(reply: Reply, fields: Mapping[str, Any], words: str, operation: str, now: float) -> float:

@@ -1,0 +1,67 @@
+"""Asks for the end of instances: those that wait for the same turn share one request, since the limit is one in three seconds.
+
+Of jobs that end together none pays for the others' turns. What the provider did the listing says: an instance that was part of such a
+request and is asked for again is asked for by itself, as are all of one that the provider did not take.
+
+Rules for editing: one request at a time; whoever waits no longer takes nothing from the others, and the end stays asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from remote_trainer.drivers.vastai.api import VastApi
+from remote_trainer.errors import DriverError, Permanent
+
+
+class Ends:
+    """Of one account."""
+
+    def __init__(self, api: Callable[[], VastApi]) -> None:
+        self._api = api
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._shared: set[str] = set()  # were part of a request with others, and not asked for since
+        self._sending: asyncio.Task[None] | None = None
+
+    async def end(self, instance_id: str) -> None:
+        """Ask for an instance's end; returns when the provider has taken the request. One that is gone already is fine."""
+        if instance_id in self._shared:
+            self._shared.discard(instance_id)
+            await self._api().destroy(instance_id)
+            return
+        waiting = self._waiting.setdefault(instance_id, asyncio.get_running_loop().create_future())
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send(), name="ends of instances")
+        await asyncio.shield(waiting)
+
+    def forget(self, listed: Collection[str]) -> None:
+        """Note what is there still: nothing needs to be known of the rest."""
+        self._shared.intersection_update(listed)
+
+    async def _send(self) -> None:
+        while self._waiting:
+            api, batch = self._api(), dict[str, asyncio.Future[None]]()
+            await api.turn_to_destroy()
+            batch, self._waiting = self._waiting, {}
+            try:
+                await self._ask(api, tuple(batch))
+            except DriverError as error:
+                for waiting in batch.values():
+                    waiting.set_exception(error)
+                    waiting.exception()  # nobody may be waiting any more
+            else:
+                for waiting in batch.values():
+                    waiting.set_result(None)
+
+    async def _ask(self, api: VastApi, batch: tuple[str, ...]) -> None:
+        """Ask at once: the turn was waited for."""
+        try:
+            await api.destroy_now(batch)
+        except Permanent:
+            if len(batch) == 1:
+                raise
+            for instance_id in batch:  # it does not take such requests, or one of them is gone: each by itself then
+                await api.destroy(instance_id)
+        else:
+            self._shared.update(batch if len(batch) > 1 else ())
