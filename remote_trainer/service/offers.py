@@ -20,6 +20,7 @@ from remote_trainer.policy import (
     nearly_best,
     needs,
     rank,
+    too_dear,
     with_bid,
 )
 from remote_trainer.ports import Driver, Refusal, Survey, Surveyor
@@ -68,7 +69,7 @@ async def rank_offers(app: App, order: Order, *, refused: bool = True) -> Rankin
     for index, place in enumerate(wanted.places.every):
         driver = app.driver(place.driver, place.options)
         try:
-            seen = await _survey(driver, wanted, place, refused=refused)
+            seen = _affordable(app, order, wanted, run, await _survey(driver, wanted, place, refused=refused))
         finally:
             await driver.close()
         avoid = frozenset[str]() if driver.abilities.borrowed else failed
@@ -118,3 +119,15 @@ async def _survey(driver: Driver, wanted: Sketch, place: Place, *, refused: bool
         else:
             suitable.append(offer)
     return Survey(offers=suitable, refused=passed_over)
+
+
+def _affordable(app: App, order: Order, wanted: Sketch, run: Estimate, seen: Survey) -> Survey:
+    """Return what the job's cap, the installation's and the tenant's budget leave of it."""
+    left, spending = wanted.limits.max_cost or None, app.settings.spending
+    why = {offer.id: too_dear(offer, run, spending, tenant=order.tenant, left=left) for offer in seen.offers}
+    dear = [
+        Refusal(offer=offer.id, description=offer.description, condition="spending", reason=why[offer.id])
+        for offer in seen.offers
+        if why[offer.id]
+    ]
+    return Survey(offers=[offer for offer in seen.offers if not why[offer.id]], refused=[*seen.refused, *dear])

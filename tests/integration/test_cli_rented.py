@@ -302,6 +302,16 @@ def test_offers_are_ranked_as_a_job_would_take_them(office: Office) -> None:
     assert found["expected"]["hours"] > 0 and office.there == set()
 
 
+def test_offers_that_the_installation_does_not_pay_are_refused(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a job would be refused them, with the cap's name."""
+    monkeypatch.setenv("REMOTE_TRAINER_MAX_INSTANCE_PRICE", "0.3")
+    found = office.document(*WANTED[:-1], "5")
+    assert [each["id"] for each in found["offers"]] == ["103"]
+    dear = {each["offer"]: each["reason"] for each in found["refused"] if each["condition"] == "spending"}
+    assert set(dear) == {"100", "101", "102"}
+    assert all("max_instance_price is 0.3 $" in reason for reason in dear.values())
+
+
 def test_offers_in_words(office: Office) -> None:
     """A table of what could be taken, and below it what was refused, counted."""
     office.store(failed_on(103 + 20_000))
