@@ -82,7 +82,8 @@ LIMITS = (
     Limit(
         "No worker ever again while a machine is rented",
         "nobody is there to give it back",
-        "Vast.ai's own scheduler destroys it at a full hour, two to three hours after the job's limits; without limits it does not",
+        "it ends itself half an hour after its last step, or six hours where outputs would be lost; where it cannot, Vast.ai's own "
+        "scheduler destroys it at a full hour, two to three hours after the job's limits; without limits it does not",
     ),
     Limit(
         "Two live copies of one virtual machine: same host name, boot id and process ids",
