@@ -1,14 +1,17 @@
-"""What drivers keep to, as pytest suites: ``BorrowedDriverContract`` for those that borrow, ``SurveyorContract`` for those that can survey.
+"""What drivers keep to, as pytest suites, by what they are: ``BorrowedDriverContract``, ``RentingDriverContract``, ``SurveyorContract``.
 
-The first needs the class under test as ``kind``, and the fixtures ``options`` and ``settings``; the second the fixtures ``surveyor`` and
-``wanted``, for a market in which something is suitable and something is not.
+The first needs the class under test as ``kind``, and the fixtures ``options`` and ``settings``; the second the fixtures ``renter`` and
+``wanted``, for an account without machines and a market with several suitable ones; the third ``surveyor`` and ``wanted``, for a market in
+which something is suitable and something is not.
 
 Rules for editing: only what ports.Driver promises; each docstring is one sentence of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -16,9 +19,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from remote_trainer.document import from_json, to_json
-from remote_trainer.errors import ConfigError
-from remote_trainer.model import Instance, InstanceState, Resources
-from remote_trainer.ports import Driver, DriverSettings, Spec, Surveyor
+from remote_trainer.errors import ConfigError, Transient
+from remote_trainer.model import Instance, InstanceState, Offer, Resources
+from remote_trainer.ports import Bidder, Biller, Driver, DriverSettings, Examiner, Recorder, SelfEnding, Spec, Surveyor
 
 
 class BorrowedDriverContract:
@@ -106,6 +109,118 @@ class BorrowedDriverContract:
         """Unknown and wrong options raise ConfigError that names each, before anything is opened."""
         with pytest.raises(ConfigError, match=r"(?s)(?=.*colour)(?=.*root)"):
             self.kind({**options, "colour": "red", "root": 5}, settings)
+
+
+class RentingDriverContract:
+    """The suite. What a driver need not be is tried only where it is that."""
+
+    @pytest.fixture
+    def renter(self) -> Driver:
+        """Return the driver under test. What it rents may be simulated."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def wanted(self) -> Resources:
+        """Return needs that several machines of the market meet."""
+        return Resources()
+
+    async def rent(
+        self, renter: Driver, wanted: Resources, label: str = "rt-x-y-a1", *, spot: bool = False
+    ) -> tuple[Offer, Instance]:
+        """Rent something that is on offer."""
+        offer, *_ = await renter.offers(wanted, spot=spot)
+        return offer, await renter.create(offer, Spec(image="i", disk_gb=wanted.disk_gb), label)
+
+    async def test_offers_have_a_price_of_which_the_disk_is_a_part(self, renter: Driver, wanted: Resources) -> None:
+        """On demand and, where there are such, spot: each says which it is."""
+        assert not renter.abilities.borrowed
+        for spot in (False, True)[: 1 + renter.abilities.spot]:
+            offers = await renter.offers(wanted, spot=spot)
+            assert offers
+            assert len({offer.id for offer in offers}) == len(offers)
+            for offer in offers:
+                assert (offer.driver, offer.spot) == (renter.name, spot)
+                assert 0 <= offer.disk_per_hour < offer.price_per_hour
+                assert offer.speed > 0
+                assert from_json(Offer, to_json(offer)) == offer, "it is saved before anything is rented"
+
+    async def test_what_is_rented_is_listed_by_its_label(self, renter: Driver, wanted: Resources) -> None:
+        """By every beginning of it, and by nothing else."""
+        offer, made = await self.rent(renter, wanted)
+        _, other = await self.rent(renter, wanted, "rt-other-y-a1")
+        assert (made.label, made.borrowed) == ("rt-x-y-a1", False)
+        assert made.id != other.id
+        assert [one.id for one in await renter.instances("rt-x-")] == [made.id]
+        assert {one.id for one in await renter.instances("rt-")} == {made.id, other.id}
+        (listed,) = await renter.instances(made.label)
+        assert listed.price_per_hour == pytest.approx(offer.price_per_hour, rel=Decimal("0.01"))
+
+    async def test_a_request_whose_time_is_over_is_not_sent(self, renter: Driver, wanted: Resources) -> None:
+        """Transient, and nothing was rented."""
+        offer, *_ = await renter.offers(wanted)
+        with pytest.raises(Transient):
+            await renter.create(offer, Spec(image="i", not_after=datetime(2020, 1, 1, tzinfo=UTC)), "rt-x-y-a1")
+        assert await renter.instances("") == []
+
+    async def test_an_end_may_be_asked_for_again_and_again(self, renter: Driver, wanted: Resources) -> None:
+        """Also by another process that knows the id alone, and of what never was."""
+        _, made = await self.rent(renter, wanted)
+        for _ in range(2):
+            await renter.destroy(Instance(id=made.id, label=made.label))
+        await renter.destroy(Instance(id="999999999", label="rt-x-y-a9"))
+
+    async def test_the_provider_can_be_told_when_to_end_it(self, renter: Driver, wanted: Resources) -> None:
+        """Again, and with other times."""
+        _, made = await self.rent(renter, wanted)
+        for hours in (5, 5, 1):
+            await renter.guard(made, datetime.now(UTC) + timedelta(hours=hours))
+
+    async def test_what_is_bid_can_be_changed(self, renter: Driver, wanted: Resources) -> None:
+        """Repeatedly; for what is gone it is no error."""
+        assert isinstance(renter, Bidder) == renter.abilities.spot
+        if isinstance(renter, Bidder):
+            offer, made = await self.rent(renter, wanted, spot=True)
+            for _ in range(2):
+                await renter.bid(made, offer.price_per_hour - offer.disk_per_hour + 1)
+            (listed,) = await renter.instances(made.label)
+            assert listed.price_per_hour == pytest.approx(offer.price_per_hour + 1, rel=Decimal("0.01"))
+            await renter.bid(Instance(id="999999999", label="rt-x-y-a9"), Decimal(1))
+
+    async def test_records_know_what_was_rented(self, renter: Driver, wanted: Resources) -> None:
+        """For the label that asked, since the time of asking; not what others have rented."""
+        assert isinstance(renter, Recorder) == renter.abilities.records
+        if isinstance(renter, Recorder):
+            since = datetime.now(UTC) - timedelta(seconds=30)
+            offer, made = await self.rent(renter, wanted)
+            await self.rent(renter, wanted, "rt-other-y-a1")
+            assert [(one.id, one.label) for one in await renter.recorded(offer, made.label, since)] == [(made.id, made.label)]
+            assert await renter.recorded(offer, "rt-nobody-y-a1", since) == []
+            assert await renter.recorded(offer, made.label, since + timedelta(days=1)) == []
+
+    async def test_credit_and_charges_are_money(self, renter: Driver, wanted: Resources) -> None:
+        """Of days that have begun, and each of an instance and a day once."""
+        if isinstance(renter, Biller):
+            assert await renter.credit() >= 0
+            now = datetime.now(UTC)
+            found = await renter.charges(now - timedelta(days=2), now)
+            assert len({(charge.instance, charge.day) for charge in found}) == len(found)
+            assert all(charge.day <= now and charge.amount >= 0 for charge in found)
+
+    async def test_the_farewell_is_a_script(self, renter: Driver) -> None:
+        """That sh can read."""
+        if isinstance(renter, SelfEnding):
+            checking = await asyncio.create_subprocess_exec("sh", "-n", stdin=asyncio.subprocess.PIPE)
+            await checking.communicate(renter.farewell.encode())
+            assert checking.returncode == 0
+
+    async def test_an_account_in_order_has_no_findings_against_it(self, renter: Driver) -> None:
+        """Each question once, each with an answer; and nothing was rented to find out."""
+        if isinstance(renter, Examiner):
+            found = await renter.examine()
+            assert found
+            assert len({each.question for each in found}) == len(found)
+            assert all(each.answer and each.ok is not False for each in found)
+            assert await renter.instances("") == []
 
 
 class SurveyorContract:
