@@ -36,6 +36,8 @@ class Spec:
     disk_gb: int = 0
     public_key: str = ""
     not_after: datetime | None = None  # a request that could only be sent later is not sent: Transient, nothing was rented
+    #: From then on nobody needs the machine: where it can, it ends itself some time later, also if nobody ever hears of it.
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.cuda import try_cuda
 from remote_trainer.lifecycle import listed
 from remote_trainer.model import Attempt, HostFacts, Instance, Job, Resources, Token
-from remote_trainer.policy import needs
+from remote_trainer.policy import limit, needs
 from remote_trainer.ports import Bidder, Driver, Recorder, Spec
 from remote_trainer.worker.choosing import choose
 from remote_trainer.worker.listing import new_enough
@@ -116,7 +116,13 @@ class Machine:
             not_after = asked_at + timedelta(seconds=self._shop.policy.lag_margin_s / 2)
             if self._shop.clock.now() > not_after:
                 raise Transient(f"{label}: too much time passed before the request to rent could be sent: not sent")
-        return Spec(image=plan.image, disk_gb=self.needs.disk_gb, not_after=not_after)
+        return Spec(image=plan.image, disk_gb=self.needs.disk_gb, not_after=not_after, until=self._until)
+
+    @property
+    def _until(self) -> datetime | None:
+        """When nobody needs the machine any more, whatever becomes of us."""
+        reached = limit(self._patient.job)
+        return reached[0] + timedelta(seconds=self._shop.policy.reap_overtime_s) if reached is not None else None
 
     @property
     def needs(self) -> Resources:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from remote_trainer.drivers.vastai.farewell import last_resort
 from remote_trainer.testing.openssh import new_key
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.clock import RunningClock
@@ -140,6 +141,15 @@ def test_an_outbid_instance_is_silent_and_keeps_its_disk(sim: SimVast, key: Path
     assert [entry.detail for entry in sim.record.entries("stopped")][-1] == "outbid"
     wait_for(lambda: made.actual == "running", "the instance to run again")
     assert _ssh(made, key, "cat file").stdout == "kept\n"
+
+
+def test_a_machine_of_which_nobody_heard_ends_itself(sim: SimVast, key: Path) -> None:
+    """By what the request to rent gave it for its start: it waits, and sends the farewell until the provider has accepted it."""
+    sim.faults.arm("destroy-500")
+    made = _made(sim, onstart=last_resort(sim.url, 0.1).replace("sleep 600", "sleep 0.1"))
+    wait_for(lambda: made.gone_at is not None, "the end of the instance")
+    assert sim.faults.struck == ["destroy-500"]
+    assert [row["api_key_id"] for row in sim.audit if row["api_route"] == "api.instance_DELETE"] == [sim.account.keys[-1].id]
 
 
 def test_faults_of_a_running_machine(sim: SimVast, key: Path) -> None:

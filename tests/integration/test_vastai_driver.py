@@ -72,6 +72,18 @@ def test_it_can_do_what_it_says(driver: VastDriver) -> None:
 # ---------------------------------------------------------------------------------------------------------------- renting
 
 
+async def test_what_is_rented_ends_itself_even_if_nobody_hears_of_it(sim: SimVast, driver: VastDriver) -> None:
+    """The request itself carries what ends the machine, an hour after the scheduler would have; the provider takes 4048 characters."""
+    offer, *_ = await driver.offers(WANTED)
+    until = datetime.fromtimestamp(sim.now, UTC) + timedelta(hours=5)
+    made = await driver.create(offer, Spec(image="i", disk_gb=8, until=until), LABEL)
+    script = str(sim.live[int(made.id)].body["onstart"])
+    seconds = int(next(line for line in script.splitlines() if line.startswith("sleep ")).split()[1])
+    assert seconds == pytest.approx(6 * 3600, abs=120)
+    assert len(script) <= 4048
+    assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
+
+
 async def test_what_is_rented_costs_what_was_offered(sim: SimVast, driver: VastDriver) -> None:
     """On demand and spot, with the disk that is really rented."""
     for spot in (False, True):
@@ -158,7 +170,7 @@ async def test_a_log_without_labels_finds_ours_by_looking_at_each(sim: SimVast, 
 async def test_a_key_that_may_not_read_the_log_says_so_once_and_for_all(sim: SimVast, driver: VastDriver) -> None:
     """Permanent: asking again will not help, and the core goes on by the listing alone."""
     offer, _ = await rent(driver)
-    sim.account.key.permissions = dict.fromkeys({"instance_read", "instance_write"}, {})
+    sim.account.key.permissions = {group: {} for group in ("instance_read", "instance_write")}
     with pytest.raises(Permanent, match="misc"):
         await driver.recorded(offer, LABEL, datetime.now(UTC))
 
@@ -403,7 +415,7 @@ async def test_everything_is_examined_and_nothing_changed(sim: SimVast, driver: 
 
 async def test_what_is_missing_is_named(sim: SimVast, driver: VastDriver) -> None:
     """A permission that is only good to have is no fault; a key that is refused ends the questions."""
-    sim.account.key.permissions = dict.fromkeys({"user_read", "instance_read"}, {})
+    sim.account.key.permissions = {group: {} for group in ("user_read", "instance_read")}
     sim.account.credit = Decimal(0)
     found = {each.question: each.ok for each in await driver.examine()}
     assert found["billing_read"] is None

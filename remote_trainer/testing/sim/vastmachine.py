@@ -27,7 +27,21 @@ class Watched(Machine):
 
     leave: Callable[[], bool] = lambda: False  # the farewell; whether the provider has accepted it
     spoken: float = 0.0  # when a worker last did
+    last_s: float | None = None  # so long after each start it ends itself, by what the request to rent gave it
     _watch: _Watch | None = None
+    _starts: int = 0
+
+    def started(self) -> None:
+        """The container starts."""
+        self._starts += 1
+        if self.last_s is not None:
+            self.world.loop.call_later(self.last_s, self._last_resort, self._starts, context=self.world.loop.outside)
+
+    def _last_resort(self, start: int) -> None:
+        if start == self._starts and not self.gone:
+            self.world.say(f"machine: {self.incarnation} ends itself, as a last resort")
+            if not self.leave():
+                self.world.loop.call_later(_BACKOFF_S, self._last_resort, start, context=self.world.loop.outside)
 
     def keep_watch(self, label: str, orders: Orders) -> None:
         """Take orders, in the place of those there were."""
@@ -40,6 +54,7 @@ class Watched(Machine):
     def reboot(self, down_s: float) -> None:
         self._watch = None
         super().reboot(down_s)
+        self.started()
 
     def vanish(self) -> None:
         self._watch = None

@@ -5,6 +5,7 @@ Rules for editing: what the service does is in ``remote_trainer.testing.vast``; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ STRANGERS = ("rt-sim2-j1-a1", "somebody/else", "")
 _TIMINGS = Timings(scheduled_s=1, created_s=1, loading_s=8, reboot_s=5, destroy_s=3)
 _OFFERS, _CHEAPEST, _DEARER = 24, 0.04, 0.002
 _FOREVER_S = 1e9
+_SLEEP = re.compile(r"^sleep (\d+)$", re.MULTILINE)  # of the script at a machine's start that ends it at last
 
 
 class ShutDoor(Door):
@@ -93,6 +95,9 @@ class Behind:
 
     def start(self, order: Order) -> Address:
         self.let_in(order.instance, order.keys)
+        if (one := self._service.rental(order.instance)) and (last := _SLEEP.search(order.onstart)):
+            one.machine.last_s = float(last[1])
+            one.machine.started()
         return _address(order.instance)
 
     def halt(self, instance: int) -> None:
@@ -194,7 +199,8 @@ class Service(Provider):
 
     def _farewell(self, contract: Instance) -> bool:
         """A machine ends itself, with the key that it has for that."""
-        if not self.rented[str(contract.id)].machine.answers():  # cut off, in both directions
+        one = self.rented[str(contract.id)]
+        if not one.ready or not one.machine.answers():  # nothing runs there, or it is cut off, in both directions
             return False
         path, bearer = f"/api/v0/instances/{contract.id}/", f"Bearer {contract.api_key}"
         self._by_itself = True
