@@ -42,9 +42,16 @@ def test_only_requests_to_rent_since_the_claim_count() -> None:
         asked("4"),
         asked(4),
         {"api_route": "api.ask_PUT", "created_at": NOON, "args": None},
+        {"api_route": "api.ask_PUT", "created_at": NOON, "args": "{"},
         {},
     ]
     assert list(made_since(log, NOON)) == [Made("2", "rt-a"), Made("4", "")]
+
+
+def test_a_log_of_another_shape_hides_nothing() -> None:
+    """A time that cannot be read is no reason to believe that nothing was rented; arguments may be text."""
+    log = [asked(1, "2027-01-15T12:00:00Z"), {**asked(2), "args": '{"contract_id": 2, "label": "rt-a"}'}]
+    assert list(made_since(log, NOON)) == [Made("1", ""), Made("2", "rt-a")]
 
 
 def test_what_was_billed_is_told_by_instance_and_day() -> None:

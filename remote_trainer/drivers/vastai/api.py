@@ -117,8 +117,7 @@ class VastApi:
 
     async def audit_log(self) -> Sequence[Row]:
         """Return what was asked of the account, newest rows included."""
-        body = await self._safe("audit", "GET", "/api/v0/audit_logs/")
-        return _rows({"rows": body} if isinstance(body, list) else body, "rows" if isinstance(body, list) else "results", "audit")
+        return _listed(await self._safe("audit", "GET", "/api/v0/audit_logs/"), "audit")
 
     async def charges(self, since: float, until: float) -> Sequence[Row]:
         """Return what was billed between two times, seconds since the epoch; the last hours may be missing."""
@@ -171,6 +170,22 @@ class VastApi:
         except Gone:
             return
 
+    async def turn_to_destroy(self) -> None:
+        """Wait until a request to destroy may be sent."""
+        await self._pace.turn("destroy")
+
+    async def destroy_now(self, instance_ids: Sequence[str]) -> None:
+        """Ask for the end of instances, whose turn was waited for: one request, sent once. One that is gone already is fine if alone."""
+        try:
+            if len(instance_ids) == 1:
+                await self._send("destroy", "DELETE", instance_path(instance_ids[0]), body={})
+            else:
+                numbers = [int(each) for each in instance_ids]
+                await self._send("destroy", "DELETE", "/api/v0/instances/", body={"instance_ids": numbers})
+        except Gone:
+            if len(instance_ids) > 1:
+                raise
+
     async def schedule_destroy(self, instance_id: str, start: int, *, known: int | None = None) -> int | None:
         """Let the provider destroy an instance from ``start`` on, seconds since the epoch; returns the scheduled request's id, if told.
 
@@ -199,8 +214,7 @@ class VastApi:
 
     async def scheduled(self) -> Sequence[Row]:
         """Return what the provider will do by itself."""
-        body = await self._safe("schedules", "GET", _SCHEDULE)
-        return _rows({"results": body} if isinstance(body, list) else body, "results", "schedules")
+        return _listed(await self._safe("schedules", "GET", _SCHEDULE), "schedules")
 
     async def unschedule(self, job_id: int) -> None:
         """Take a scheduled request back; one that is gone already is fine."""
@@ -293,6 +307,14 @@ def _rows(body: Any, name: str, operation: str) -> list[Row]:
     if not isinstance(rows, list):
         raise Transient(f"Vast.ai answered {operation} without {name}: not believed", driver=_DRIVER, operation=operation)
     return [row for row in rows if isinstance(row, dict)]
+
+
+def _listed(body: Any, operation: str) -> list[Row]:
+    """Return the rows of an answer that is a list, or that has exactly one, whatever it is called."""
+    lists = [body] if isinstance(body, list) else [each for each in _mapping(body, operation).values() if isinstance(each, list)]
+    if len(lists) != 1:
+        raise Transient(f"Vast.ai answered {operation} without a list: not believed", driver=_DRIVER, operation=operation)
+    return [row for row in lists[0] if isinstance(row, dict)]
 
 
 def _whole(value: object) -> int | None:

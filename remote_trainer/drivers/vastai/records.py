@@ -5,6 +5,7 @@ Rules for editing: rows are untrusted, as in ``rows``; one that cannot be read i
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,16 +29,26 @@ class Made:
 
 
 def made_since(log: Sequence[Row], since: float) -> Iterator[Made]:
-    """Return what was rented from then on, seconds since the epoch."""
+    """Return what was rented from then on, seconds since the epoch; what has no time that can be read is taken for new."""
     seen: set[str] = set()
     for row in log:
-        given = row.get("args")
-        if text(row, "api_route") != _RENTED or number(row, "created_at") < since - _CLOCKS_S or not isinstance(given, dict):
+        given, at = _arguments(row), number(row, "created_at")
+        if text(row, "api_route") != _RENTED or 0 < at < since - _CLOCKS_S:
             continue
         contract = int(number(given, "contract_id"))
         if contract > 0 and str(contract) not in seen:
             seen.add(str(contract))
             yield Made(str(contract), text(given, "label"))
+
+
+def _arguments(row: Row) -> Row:
+    """Return what a request was given: an object, or the text of one."""
+    given = row.get("args")
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}
 
 
 def charges(rows: Sequence[Row]) -> list[Charge]:
