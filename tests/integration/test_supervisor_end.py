@@ -104,6 +104,14 @@ def test_what_a_step_leaves_behind_is_ended(host: Host) -> None:
     assert members(host, "job", "s.1") == []
 
 
+def test_what_a_step_leaves_behind_with_another_environment_is_ended(host: Host) -> None:
+    """Its mark is found wherever it stands among the variables."""
+    daemon = 'env -i A=1 "PATH=$PATH" "RT_ROOT=$RT_ROOT" "RT_MARK=$RT_MARK" B=2 setsid sleep 300'
+    host.begin("job", "s.1", f"{daemon} & sleep 0.1; exit 5", grace=1)
+    assert host.end_of("job", "s.1").startswith("exited code=5 ")
+    assert members(host, "job", "s.1") == []
+
+
 def test_stopping_what_never_started_cancels_it(host: Host) -> None:
     """And stopping what has ended reports the end."""
     assert host.ok("stop", "job", "s.1", 3, 1).line == "cancelled f=3"

@@ -17,7 +17,13 @@ from queue import Queue
 
 import pytest
 
+from remote_trainer.config import S3Settings
+from remote_trainer.model import JobId
+from remote_trainer.objects.open import open_objects
+from remote_trainer.ports import Outbox as ObjectsOutbox
+from remote_trainer.worker import records
 from tests.integration.supervisor_host import PATIENCE, Host, Kind, Reply, eventually, running, running_small
+from tests.support.s3 import S3Bucket
 
 pytestmark = pytest.mark.shells
 SHELLS = [Kind("dash"), Kind("bash"), Kind("busybox")]
@@ -33,6 +39,7 @@ class Rented:
         self.host = host
         self.left = host.folder / "left"
         self.gate = host.folder / "closed"  # while it is there the provider refuses
+        self.variables: dict[str, str] = {}
 
     def keep(self, *, silence: int = 1, hold: int = NEVER, limit: int = 0, outbox: str = "", cut: int | None = None) -> Reply:
         """A worker's call, as the worker's other calls leaves a word."""
@@ -47,7 +54,7 @@ class Rented:
     def call(self, *words: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [str(self.host.folder / "bin" / "sh"), str(WATCHMAN), *map(str, words)],
-            env=self.host.environment(),
+            env=self.host.environment(**self.variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -204,6 +211,12 @@ def outbox() -> Iterator[Outbox]:
         server.shutdown()
 
 
+def unpacked(tar: bytes) -> dict[str, bytes]:
+    """The files in a tar file."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        return {each.name: (file.read() if (file := archive.extractfile(each)) else b"") for each in archive if each.isfile()}
+
+
 @pytest.mark.parametrize(("kind", "way"), [(Kind("dash"), "curl"), (Kind("busybox"), "python3")], ids=str)
 def test_outputs_go_into_the_outbox_first(kind: Kind, way: str, outbox: Outbox) -> None:
     """The outputs are put there whole, with a refusal once more; then the machine ends; nobody on it sees the address meanwhile."""
@@ -231,9 +244,23 @@ def test_outputs_go_into_the_outbox_first(kind: Kind, way: str, outbox: Outbox) 
         outbox.answers.put(200)
         machine.wait_until_gone()
         assert refused == whole
-        with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
-            found = {each.name: (file.read() if (file := tar.extractfile(each)) else b"") for each in tar if each.isfile()}
         output = machine.host.work("job") / "output"
-        assert found == {f"output/{name}": (output / name).read_bytes() for name in ("w", "step 2/state")}
+        assert unpacked(whole) == {f"output/{name}": (output / name).read_bytes() for name in ("w", "step 2/state")}
         files = [each.read_bytes() for each in machine.host.root.rglob("*") if each.is_file()]
         assert not any(b"s3cret" in each for each in files)
+
+
+async def test_a_bucket_takes_the_outputs(s3_bucket: S3Bucket) -> None:
+    """A machine without credentials puts them where the next worker can see them, and where no artifact is taken to be."""
+    server = s3_bucket.server
+    objects = open_objects(f"s3://{s3_bucket.bucket}/some", S3Settings.model_validate(server.access))
+    assert isinstance(objects, ObjectsOutbox)
+    key = records.outbox_key("default", JobId("j1"), 3)
+    assert records.path_of(key, records.files_prefix("default", JobId("j1"), 3)) is None
+    with rented(Kind("dash")) as machine:
+        machine.variables["CURL_CA_BUNDLE"] = str(server.ca_bundle)
+        machine.run_to_end(OUTPUT)
+        machine.keep(outbox=await objects.presign_put(key, expires_s=60))
+        machine.wait_until_gone()
+        taken = server.client().get_object(Bucket=s3_bucket.bucket, Key=f"some/{key}")["Body"].read()
+        assert unpacked(taken) == {"output/w": b"weights\n"}
