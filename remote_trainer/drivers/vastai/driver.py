@@ -22,6 +22,7 @@ from remote_trainer.drivers.vastai.access import Access
 from remote_trainer.drivers.vastai.api import VastApi
 from remote_trainer.drivers.vastai.choose import disk_to_rent, query, sieve, wide_query
 from remote_trainer.drivers.vastai.contacts import Contact, Contacts
+from remote_trainer.drivers.vastai.ends import Ends
 from remote_trainer.drivers.vastai.envelope import Gone, OfferGone
 from remote_trainer.drivers.vastai.farewell import farewell, last_resort
 from remote_trainer.drivers.vastai.guards import Guards
@@ -58,6 +59,7 @@ class VastDriver:
         self._contacts = Contacts()
         self._access = Access(lambda: self._api, settings, str(options.get("user", USER)))
         self._guards = Guards(lambda: self._api, lambda: self._api.now())
+        self._ends = Ends(lambda: self._api)
         self._chores: set[asyncio.Task[None]] = set()
 
     @property
@@ -134,12 +136,14 @@ class VastDriver:
 
     async def instances(self, prefix: str) -> Sequence[Instance]:
         listed = await self._api.instances()
-        self._part({str(row.get("id")) for row in listed})
+        ids = {str(row.get("id")) for row in listed}
+        self._part(ids)
+        self._ends.forget(ids)
         found = (rows.instance(row) for row in listed)
         return [one for one in found if one is not None and one.label.startswith(prefix)]
 
     async def destroy(self, instance: Instance) -> None:
-        await self._api.destroy(instance.id)
+        await self._ends.end(instance.id)
         self._contacts.of(instance.id).ending = True
 
     async def guard(self, instance: Instance, until: datetime) -> None:
@@ -207,6 +211,7 @@ class VastDriver:
                 await self._guards.take_back(contact)
 
     async def close(self) -> None:
+        await self._ends.close()
         if self._chores:
             await asyncio.wait(self._chores, timeout=_CHORES_S)
         for contact in self._contacts.all():

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from remote_trainer.drivers.vastai.api import VastApi
-from remote_trainer.errors import DriverError, Permanent
+from remote_trainer.errors import Permanent, Transient
 
 
 class Ends:
@@ -26,38 +26,46 @@ class Ends:
 
     async def end(self, instance_id: str) -> None:
         """Ask for an instance's end; returns when the provider has taken the request. One that is gone already is fine."""
+        api = self._api()
         if instance_id in self._shared:
             self._shared.discard(instance_id)
-            await self._api().destroy(instance_id)
+            await api.destroy(instance_id)
             return
         waiting = self._waiting.setdefault(instance_id, asyncio.get_running_loop().create_future())
         if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send(), name="ends of instances")
+            self._sending = asyncio.create_task(self._send(api), name="ends of instances")
         await asyncio.shield(waiting)
 
     def forget(self, listed: Collection[str]) -> None:
         """Note what is there still: nothing needs to be known of the rest."""
         self._shared.intersection_update(listed)
 
-    async def _send(self) -> None:
+    async def _send(self, api: VastApi) -> None:
         while self._waiting:
-            api, batch = self._api(), dict[str, asyncio.Future[None]]()
             await api.turn_to_destroy()
             batch, self._waiting = self._waiting, {}
-            try:
-                await self._ask(api, tuple(batch))
-            except DriverError as error:
-                for waiting in batch.values():
-                    waiting.set_exception(error)
+            outcome = await asyncio.gather(self._ask(api, tuple(batch)), return_exceptions=True)
+            for waiting in batch.values():
+                if isinstance(outcome[0], BaseException):
+                    waiting.set_exception(outcome[0])
                     waiting.exception()  # nobody may be waiting any more
-            else:
-                for waiting in batch.values():
+                else:
                     waiting.set_result(None)
+
+    async def close(self) -> None:
+        """Send nothing more."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait([self._sending])
 
     async def _ask(self, api: VastApi, batch: tuple[str, ...]) -> None:
         """Ask at once: the turn was waited for."""
         try:
             await api.destroy_now(batch)
+        except Transient as error:
+            if len(batch) > 1 or error.retry_after_s:
+                raise
+            await api.destroy(batch[0])
         except Permanent:
             if len(batch) == 1:
                 raise
