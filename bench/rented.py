@@ -154,7 +154,7 @@ async def until(app: App, wanted: Sequence[Job], phase: Phase) -> None:
 async def main(counts: Sequence[int], late: Sequence[float], window_s: float) -> None:
     """Print the table."""
     clock = FastClock()
-    offers = [demo.offer(number, dph_base=0.3 + number / 10_000) for number in range(1000, 1060)]
+    offers = [demo.offer(number, dph_base=0.3 + number / 10_000) for number in range(1000, 1040 + max(counts))]
     with Rig(max_jobs=max(counts)) as rig:
         machines = LocalMachines(Path(rig.folder / "instances"))
         with SimVast(offers, machines=machines, clock=clock, timings=BOOT, credit=Decimal(10_000)) as sim:
