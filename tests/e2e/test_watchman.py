@@ -9,17 +9,18 @@ import pytest
 
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.watchman import Orders
-from remote_trainer.model import Phase
 from remote_trainer.policy import Policy
 from remote_trainer.ports import SelfEnding
 from remote_trainer.service.submit import Order, submit
 from remote_trainer.testing.vast import demo
+from remote_trainer.testing.vast.instances import Timings
 from remote_trainer.testing.vast.local import LocalMachines
 from remote_trainer.testing.vast.server import SimVast
 from tests.support.rig import installation, wait_for
 from tests.support.sshtarget import SshTarget
 
 LINES = 8
+AT_ONCE = Timings(scheduled_s=0.01, created_s=0.01, loading_s=0.01, reboot_s=0.1, destroy_s=0.01)
 pytestmark = [pytest.mark.sshd, pytest.mark.fault("worker-killed")]
 
 
@@ -29,7 +30,7 @@ async def test_a_machine_whose_worker_is_dead_for_ever_is_gone_soon_after_its_wo
 ) -> None:
     """The worker set a watchman with its own patience; with a shorter one the machine outlives the step, and nothing else."""
     nowhere = SshTarget(tmp_path, "127.0.0.1", 1, getpass.getuser())
-    with SimVast([demo.offer(100)], machines=LocalMachines(tmp_path / "instances")) as sim:
+    with SimVast([demo.offer(100)], machines=LocalMachines(tmp_path / "instances"), timings=AT_ONCE) as sim:
         monkeypatch.setenv("VAST_URL", sim.url)
         monkeypatch.setenv("VAST_API_KEY", sim.key)
         async with installation(tmp_path / "rig", nowhere) as rig:
