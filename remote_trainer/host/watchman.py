@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from remote_trainer.host import protocol, scripts
 from remote_trainer.ports import Transport
@@ -21,7 +21,7 @@ class Orders:
     silence_s: float  # after which nobody is taken to need a machine on which no step runs
     hold_s: float  # the same where that would lose outputs
     limit_s: float | None = None  # from now: when the machine is ended, whoever speaks
-    outbox: str = ""  # an address to which the outputs may be put as one tar file
+    outbox: str = field(default="", repr=False)  # an address to which the outputs may be put as one tar file
 
     @property
     def text(self) -> bytes:
