@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from remote_trainer.effects import Seen
 from remote_trainer.errors import HostKeyMismatch, HostSilent, HostUnreachable, HostWiped
 from remote_trainer.model import Attempt, Instance, Job, JobId, Plan
 from remote_trainer.ports import DriverSettings
+from remote_trainer.transport.pool import Pool
 from remote_trainer.transport.ssh import SshTransport
 from remote_trainer.worker.machine import Machine
 
@@ -46,6 +48,23 @@ async def test_a_banner_that_is_late_is_no_silence(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as mute, pytest.raises(HostUnreachable) as caught:
         await reached(mute, tmp_path).run(["true"])
     assert not isinstance(caught.value, HostSilent)
+
+
+async def test_a_host_that_stays_away_is_asked_now_and_then() -> None:
+    """After thousands of logins that failed the next one waits as long as ever; one that has never let us in is not let wait long."""
+
+    async def nobody() -> Any:
+        raise HostUnreachable("gone")
+
+    pool = Pool(nobody, "box")
+    pool._failures = 5000
+    with pytest.raises(HostUnreachable):
+        await pool.channel(cast(Any, None))
+    assert 0 < pool._not_before - time.monotonic() <= 2
+    pool._met, pool._not_before = True, 0.0
+    with pytest.raises(HostUnreachable):
+        await pool.channel(cast(Any, None))
+    assert 2 < pool._not_before - time.monotonic() <= 10
 
 
 def machine(listed: Instance) -> Machine:
