@@ -261,6 +261,10 @@ class Shows:
     first: int = 0  # a seed that showed it when this was written; others are tried after it
 
 
+def settle_nothing(patch: Patch) -> None:
+    patch.setattr(runner, "settlement", lambda job: ())
+
+
 PLANTED: Mapping[Callable[[Patch], None], Shows] = {
     create_again_when_unsure: Shows("is rented twice"),
     believe_absence_at_once: Shows("is rented twice|still costs money"),
@@ -271,6 +275,7 @@ PLANTED: Mapping[Callable[[Patch], None], Shows] = {
     forget_the_request: Shows("is rented twice|still costs money"),
     let_nobody_sweep: Shows("after nobody claimed it", _NETS),
     reap_what_is_claimed: Shows("is destroyed while", _NETS),
+    settle_nothing: Shows("was not settled"),
     obey_any_token_in_the_store: Shows("the store obeys token"),
     save_again_under_a_new_token: Shows("."),
     obey_any_token_on_the_host: Shows("a host obeys token", _SLEEPY, first=7),

@@ -68,6 +68,7 @@ class Market:
 
     async def credit(self) -> Decimal:
         self.asked += 1
+        await asyncio.sleep(0)
         if self.down:
             raise Transient("the provider is down")
         return self.left

@@ -135,5 +135,6 @@ def a_job(world: World, number: int) -> Job:
         since=EPOCH,
         inputs=(dataset,) if dice.random() < 0.5 else (),
         limits=limits,
+        reserved=Decimal("0.05"),
         schema=dice.choice((SCHEMA, SCHEMA - 1)) if world.profile.versions else SCHEMA,
     )

@@ -6,6 +6,7 @@
                destroys what a live attempt works on
     exits      a step's exit that is written down is its process's
     ends       a job ends only when nothing of it costs money; DONE means exit 0 and outputs kept as they were written
+    accounts   what ends is settled with the very save that ends it, once, and its tenant pays no more than was set aside
     fences     tokens that are accepted only grow, and no older version writes over a newer one's document
     cancels    an accepted wish to cancel counts
     progress   every job ends once the faults stop, nothing spins, nothing is left standing
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from remote_trainer.lifecycle import TRANSITIONS
 from remote_trainer.model import Job, JobId, Phase, Reason, StepState, Verdict
+from remote_trainer.policy import settlement
 
 if TYPE_CHECKING:
     from remote_trainer.testing.sim.machine import File, StepProcess
@@ -147,7 +150,19 @@ class Promises:
         self._check_exits(after)
         self.check_money()
         if after.phase.terminal:
+            self._check_account(after)
             self._ended(row)
+
+    def _check_account(self, job: Job) -> None:
+        """What was set aside for a job that ends comes back, less what it pays."""
+        self._count("accounts")
+        ledger = self._world.store.ledger
+        entries = [entry for entry in ledger.values() if entry.job == job.id]
+        if {entry.id for entry in entries} != {entry.id for entry in settlement(job)}:
+            raise self._world.broken(f"{job.id} ended and was not settled: {[entry.id for entry in entries]}")
+        paid = job.reserved - sum((entry.amount for entry in entries), Decimal(0))
+        if not 0 <= paid <= job.reserved:
+            raise self._world.broken(f"{job.id} pays {paid} of {job.reserved}")
 
     def _check_exits(self, job: Job) -> None:
         """What is written down as a step's exit is what the host's process did."""
