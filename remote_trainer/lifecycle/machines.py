@@ -80,11 +80,12 @@ def made_nothing(job: Job, moment: Moment) -> bool:
 
 def doubtful(job: Job, moment: Moment) -> bool:
     """May there be an instance that no listing shows? Then the provider's records are asked, where it keeps any."""
-    attempt, seen = current(job), moment.seen
-    if not moment.abilities.records or attempt.rivals_gone_at is not None:
+    attempt = current(job)
+    if not moment.abilities.records or made_nothing(job, moment):
         return False
-    known = {one.id for one in there(job, moment)} | set(attempt.dropped)
-    return attempt.traced or len(known) + len(seen.refused | seen.unsent) < 1 + len(attempt.rivals)
+    racing = bool(attempt.rivals) and attempt.rivals_gone_at is None
+    # Only a listing tells that an instance is ready: one that never was may be known from a reply alone.
+    return racing or attempt.traced or attempt.instance is None or attempt.ready_at is None
 
 
 def traced(job: Job, moment: Moment) -> bool:
@@ -146,16 +147,24 @@ def guards(job: Job, moment: Moment) -> list[Guard]:
     return [Guard(current(job).label, one.id, until) for one in candidates(job, moment) if one.id not in moment.seen.guarded]
 
 
-def surplus(job: Job, moment: Moment) -> tuple[Destroy, ...]:
+def surplus(job: Job, moment: Moment) -> tuple[Destroy | Trace, ...]:
     """Return the wish to end what carries our label beside our instance, once it is ours: rivals that were not needed, what cannot serve,
-    and what a request that was given up made after all.
+    and what a request that was given up made after all. Where only records tell that a rival is gone, they are asked.
     """
-    attempt = current(job)
+    attempt, seen = current(job), moment.seen
     if attempt.instance is None or attempt.instance.borrowed:
         return ()
     racing = job.phase is Phase.PROVISIONING and bool(attempt.rivals)
-    others = [one for one in moment.seen.instances or () if one.id != attempt.instance.id]
-    return tuple(destroy(job, moment, one.id) for one in others if not racing or one.id in attempt.dropped)
+    listed = [one for one in (*(seen.instances or ()), *(seen.traced or ())) if one.id != attempt.instance.id]
+    others = dict.fromkeys(one.id for one in listed if not racing or one.id in attempt.dropped)
+    ends = tuple(destroy(job, moment, instance_id) for instance_id in others)
+    asks = trace(job, moment) if not racing and _alone(job, moment) and doubtful(job, moment) and not traced(job, moment) else None
+    return ends if asks is None else (*ends, asks)
+
+
+def _alone(job: Job, moment: Moment) -> bool:
+    """Does the listing show our instance, and nothing else of what was asked for?"""
+    return shows_everything(moment) and ours(job, moment) is not None and len(moment.seen.instances or ()) == 1
 
 
 def destroy(job: Job, moment: Moment, instance_id: str) -> Destroy:
@@ -169,7 +178,8 @@ def noted(job: Job, moment: Moment) -> Job | None:
     attempt, found = current(job), ours(job, moment)
     if found is None or attempt.offer is None:
         return None
-    alone = shows_everything(moment) and len(moment.seen.instances or ()) == 1
+    others = [one for one in moment.seen.traced or () if one.id != found.id]
+    alone = _alone(job, moment) and (not doubtful(job, moment) or traced(job, moment)) and not others
     if attempt.rivals and attempt.rivals_gone_at is None and alone:
         return put(job, replace(attempt, rivals_gone_at=moment.now))
     terms = job.place.provision

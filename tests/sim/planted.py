@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from remote_trainer import effects as fx
-from remote_trainer import lifecycle
+from remote_trainer import lifecycle, policy
 from remote_trainer.effects import Collected, Effect, Severity
 from remote_trainer.errors import Ambiguous, HostUnreachable, RemoteTrainerError, Transient
 from remote_trainer.lifecycle import Decision, Moment, asking, machines, renting, returning, rules, running
 from remote_trainer.model import SCHEMA, Instance, Job, JobId, Manifest, Phase, Reason, StepState
 from remote_trainer.policy import Unclaimed
 from remote_trainer.ports import Change
-from remote_trainer.testing.sim.faults import PROFILES, Profile
+from remote_trainer.testing.sim.faults import NOTHING, PROFILES, Profile
 from remote_trainer.testing.sim.machine import Machine
 from remote_trainer.testing.sim.ports import SimDriver, SimObjects, StoreLine
 from remote_trainer.testing.sim.store import SimStore
-from remote_trainer.worker import holdings, reaper, runner, trouble
+from remote_trainer.worker import holdings, perform, reaper, runner, trouble
 from remote_trainer.worker.machine import Machine as RealMachine
 from remote_trainer.worker.perform import Performer
 
@@ -236,6 +236,47 @@ def never_stop_deciding(patch: Patch) -> None:
     patch.setitem(lifecycle._DECIDE, Phase.TRANSFERRING, restless)
 
 
+def ask_anew_without_the_records(patch: Patch) -> None:
+    for module in (machines, asking, returning):
+        patch.setattr(module, "doubtful", lambda job, moment: False)
+
+
+def keep_the_losers_of_a_race(patch: Patch) -> None:
+    for module in (renting, running):
+        patch.setattr(module, "surplus", lambda job, moment: ())
+
+
+def count_no_tries(patch: Patch) -> None:
+    patch.setattr(policy, "fruitless", lambda job: 0)
+
+
+def count_every_attempt_as_fruitless(patch: Patch) -> None:
+    patch.setattr(policy, "used_up", lambda job: 0)
+
+
+def send_a_request_however_late(patch: Patch) -> None:
+    spec = RealMachine._spec
+    patch.setattr(RealMachine, "_spec", lambda self, label: replace(spec(self, label), not_after=None))
+
+
+def begin_anew_after_each_loss(patch: Patch) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    patch.setattr(perform, "newest_checkpoint", nothing)
+
+
+def bid_what_was_not_saved(patch: Patch) -> None:
+    for module in (renting, running):
+        patch.setattr(module, "noted", lambda job, moment: None)
+        patch.setattr(module, "bid", _bid_at_once)
+
+
+def _bid_at_once(job: Job, moment: Moment) -> Effect | None:
+    found = machines.ours(job, moment)
+    return fx.Bid(rules.current(job).label, found.min_bid * 2) if found is not None and found.min_bid else None
+
+
 def _more(name: str, **faults: Any) -> Profile:
     """Return a profile in which some faults are dealt more often, so that a bug shows soon."""
     profile = PROFILES[name]
@@ -249,6 +290,15 @@ _STOPPED = replace(_more("borrowed", every_s=4, weights=(("host-wiped", 1.0), ("
 _SLEEPY = _more("borrowed", pauses=0.05, every_s=4, weights=(("worker-pauses", 3.0), ("host-silent", 1.0)))
 _DAMAGED = _more("borrowed", damage=0.3)
 _CANCELLED = _more("bare", cancels=1.0)
+_UNLISTED = _more("market", unlisted=0.4)
+_RACES = Profile(name="races", about="", faults=NOTHING, share=0, jobs=(3,), market=True)
+_UNBOOTED = _more("bare", broken_boots=1.0, quiet_s=3000, cancels=0, exodus=0)
+_LOST = _more("bare", every_s=4, quiet_s=400, cancels=0, exodus=0, weights=(("preempted", 1.0),))
+_WAITING = replace(
+    _more("bare", waits=1.0, pauses=0.05, every_s=3, weights=(("worker-dies", 1.0), ("worker-pauses", 4.0))), jobs=(3,)
+)
+_UNDAMAGED = _more("bare", every_s=6, damage=0, cancels=0, weights=(("preempted", 1.0), ("worker-dies", 1.0)))
+_WANTED = _more("market", every_s=2, weights=(("prices-rise", 1.0),))
 _WIPED = replace(_more("borrowed", every_s=4, weights=(("host-wiped", 1.0), ("objects-outage", 3.0))), jobs=(4,))
 
 
@@ -291,6 +341,13 @@ PLANTED: Mapping[Callable[[Patch], None], Shows] = {
     ignore_that_a_stop_cannot_succeed: Shows("never ends", _STOPPED),
     leave_a_damaged_record: Shows("never ends", _DAMAGED),
     drop_a_cancel_while_executing: Shows("cancelled at", _CANCELLED),
+    ask_anew_without_the_records: Shows("is rented twice|still costs money", _UNLISTED),
+    keep_the_losers_of_a_race: Shows("machines are kept", _RACES),
+    count_no_tries: Shows("attempts, 0 of them", _UNBOOTED),
+    count_every_attempt_as_fruitless: Shows("of them with a machine", _LOST),
+    send_a_request_however_late: Shows("is rented twice|no such request|still costs money", _WAITING, first=5),
+    begin_anew_after_each_loss: Shows("does not resume", _UNDAMAGED, first=4),
+    bid_what_was_not_saved: Shows("that was not saved", _WANTED),
     break_a_rule: Shows("stands still"),
     never_stop_deciding: Shows("."),
 }

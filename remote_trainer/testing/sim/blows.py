@@ -32,6 +32,7 @@ class Blows:
             "host-wiped": self._wipe,
             "vanished": self._vanish,
             "preempted": self._preempt,
+            "prices-rise": self._compete,
         }
 
     def begin(self, jobs: list[JobId]) -> None:
@@ -126,3 +127,9 @@ class Blows:
             one = self._world.dice.choice(there)
             self._world.note("preempted", one.instance.id)
             self._world.provider.preempt(one)
+
+    def _compete(self) -> None:
+        if there := [one for one in self._world.provider.alive() if one.offer.spot]:
+            one = self._world.dice.choice(there)
+            self._world.note("prices-rise", one.instance.id)
+            self._world.provider.compete(one)

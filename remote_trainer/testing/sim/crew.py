@@ -16,6 +16,7 @@ from typing import Any
 from remote_trainer.errors import StoreUnavailable
 from remote_trainer.model import SCHEMA, Instance
 from remote_trainer.policy import Policy
+from remote_trainer.ports import Driver
 from remote_trainer.testing.sim.host import SimHost
 from remote_trainer.testing.sim.line import Line
 from remote_trainer.testing.sim.ports import SimDriver, SimObjects, StoreLine
@@ -56,13 +57,13 @@ class Process:
     def __init__(self, world: World, name: str, spool: Path, *, older: bool) -> None:
         self.line, self.name, self.older = Line(world, name), name, older
         store: Any = StoreLine(self.line, SCHEMA - 1 if older else SCHEMA)
-        driver = self._driver(spool)
+        driver: Driver = self._driver(spool)
         self.shop = self.shop_kind(
             line=self.line,
             store=store,
             writer=Writer(store, self.line.clock),
             objects=SimObjects(self.line),
-            make_driver=lambda name, options: driver,
+            make_driver=lambda name, options: self._lab if name == "lab" else driver,
             find_secret=lambda name: None,
             clock=self.line.clock,
             policy=POLICY,
@@ -72,6 +73,10 @@ class Process:
         )
         reaper = Reaper(self.shop) if world.profile.nets else None
         self.worker = Worker(self.shop, lease_s=LEASE_S, max_jobs=MOST_JOBS, name=name, reaper=reaper)
+
+    @property
+    def _lab(self) -> Any:
+        return SimDriver(self.line, "lab")
 
     def _driver(self, spool: Path) -> Any:
         return SimDriver(self.line)

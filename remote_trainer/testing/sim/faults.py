@@ -24,10 +24,15 @@ KINDS: dict[str, str] = {
     "store-outage": "the store cannot be reached",
     "provider-refuses": "the provider answers with an error",
     "offer-gone": "somebody else has taken the offer",
+    "no-offers": "there is nothing for rent at the moment",
+    "create-waits": "a request to rent waits its turn, at times until it may not be sent any more",
     "create-late": "a request to rent takes effect up to a minute and a half later, also of a worker that is dead by then",
     "listing-late": "a listing takes up to half a minute",
     "listing-stale": "a listing shows how things were some seconds ago",
     "listing-partial": "the provider shows only a part of its instances",
+    "unlisted": "an instance that only the provider's records know",
+    "records-stale": "the provider's records show how things were some seconds ago",
+    "prices-rise": "others bid more for a spot machine: it is lost unless we do, too",
     "boot-breaks": "an instance never becomes ready",
     "preempted": "the provider stops an instance",
     "vanished": "an instance is gone without a word",
@@ -69,6 +74,9 @@ class Faults:
     stale_listing: float = 0.4
     partial_listing: float = 0.05
     lag_s: float = 4.0  # a listing may be that old
+    empty: float = 0.0  # looks at the market that find nothing
+    waits: float = 0.0  # requests to rent that wait their turn
+    unlisted: float = 0.0  # instances
     late_creates: float = 0.0  # requests to rent that arrive whenever
     resurrections: float = 0.0
     wrong_clocks: float = 0.2  # workers
@@ -108,6 +116,7 @@ class Profile:
     borrowed: bool = False  # one machine that is lent to us, for all jobs
     nets: bool = False  # the reaper and the dead-man's switch are there
     versions: bool = False  # workers of the previous version are there too
+    market: bool = False  # jobs with several places, races and spot machines; the provider keeps records
     vastai: bool = False  # machines are rented at the simulated Vast.ai, by its real driver
 
 
@@ -138,14 +147,25 @@ EVERYTHING = replace(BARE, late_creates=0.1, resurrections=0.1, exodus=0.03)
 
 #: Vast.ai has its own ways to go wrong: ``vastworld``.
 AT_VAST = replace(BARE, menu=0.06, weights=(*BARE.weights, ("vastai-run", 2.0), ("vastai-credit", 0.2), ("vastai-revoked", 0.3)))
+#: What comes with a choice: machines that are taken away, requests that wait, and instances that no listing shows.
+CHOOSY = replace(BARE, empty=0.1, waits=0.2, unlisted=0.05, weights=(*BARE.weights, ("prices-rise", 2.0), ("preempted", 0.6)))
 
 PROFILES: dict[str, Profile] = {
     each.name: each
     for each in (
         Profile(name="calm", about="nothing goes wrong", faults=NOTHING, share=1),
-        Profile(name="bare", about="rented machines, no reaper and no dead-man's switch", faults=BARE, share=7),
-        Profile(name="nets", about="everything, with reaper and dead-man's switch", faults=EVERYTHING, share=7, nets=True),
+        Profile(name="bare", about="rented machines, no reaper and no dead-man's switch", faults=BARE, share=5),
+        Profile(name="nets", about="everything, with reaper and dead-man's switch", faults=EVERYTHING, share=5, nets=True),
         Profile(name="borrowed", about="one borrowed machine for all jobs", faults=BARE, share=3, borrowed=True),
+        Profile(name="market", about="several places, races and spot machines; no reaper", faults=CHOOSY, share=3, market=True),
+        Profile(
+            name="market-nets",
+            about="the same with requests that arrive late, and the reaper",
+            faults=replace(CHOOSY, unlisted=0, late_creates=0.1, resurrections=0.1),
+            share=1,
+            market=True,
+            nets=True,
+        ),
         Profile(name="versions", about="two versions of the worker side by side", faults=BARE, share=2, versions=True),
         Profile(
             name="vastai", about="rented at the simulated Vast.ai by its driver, no reaper", faults=AT_VAST, share=0, vastai=True

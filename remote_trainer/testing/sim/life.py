@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from remote_trainer.model import (
     SCHEMA,
@@ -23,9 +24,12 @@ from remote_trainer.model import (
     Limits,
     Output,
     OutputKind,
+    Place,
     Plan,
     PlannedStep,
+    Provision,
     Retries,
+    Strategy,
 )
 from remote_trainer.testing.sim.blows import Blows
 from remote_trainer.testing.sim.crew import Crew, Process
@@ -124,17 +128,35 @@ def a_job(world: World, number: int) -> Job:
         Output(name="samples", kind=OutputKind.ARTIFACT, glob="samples.txt"),
     )
     hours = 1.0 if world.exodus_s else 0.1 if world.doomed else dice.choice((24.0, 24.0, 24.0, 0.05))
+    if world.profile.market:
+        hours = min(hours, 2.0)  # one that queues waits for a machine that it can pay until then
     limits = Limits(max_hours=hours, max_cost=Decimal(dice.choice(("0", "0", "0.05"))))
     dataset = Input(name="dataset", source="d", digest="d" * 64, size=1, files=1, chunks=(Chunk(sha256="c" * 64, size=1),))
+    placed = _anywhere(world) if world.profile.market else {"driver": "sim"}
     return Job(
         id=JobId(f"j{number}"),
         name=f"j{number}",
         plan=Plan(tool="t@1", parameters={}, steps=planned, outputs=outputs),
-        driver="sim",
         created_at=EPOCH,
         since=EPOCH,
         inputs=(dataset,) if dice.random() < 0.5 else (),
         limits=limits,
         reserved=Decimal("0.05"),
         schema=dice.choice((SCHEMA, SCHEMA - 1)) if world.profile.versions else SCHEMA,
+        **placed,
     )
+
+
+def _anywhere(world: World) -> dict[str, Any]:
+    """Return where a job may run, and how it gets its machines."""
+    dice = world.dice
+    terms = Provision(
+        strategy=dice.choice(tuple(Strategy)),
+        race=dice.choice((1, 1, 2, 3)),
+        spot=dice.choice((True, True, False)),
+        raise_bid=dice.choice((True, False)),
+        max_evictions=dice.choice((0, 1, 2, 9)),
+    )
+    names = dice.choice((("sim",), ("sim", "lab"), ("lab", "sim"), ("sim", "sim")))
+    others = tuple(Place(driver=name, provision=terms) for name in names[1:])
+    return {"driver": names[0], "fallbacks": others, "provision": terms}

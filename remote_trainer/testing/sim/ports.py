@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,15 +87,26 @@ class StoreLine:
 class SimDriver:
     """``ports.Driver``: refuses, loses replies, lists late, and knows a listing that is cut short."""
 
-    name = "sim"
-
-    def __init__(self, line: Line) -> None:
-        self._line, self._world = line, line.world
-        self.abilities = Abilities(borrowed=line.world.profile.borrowed, visibility_lag_s=line.world.faults.lag_s)
+    def __init__(self, line: Line, name: str = "sim") -> None:
+        self._line, self._world, self.name = line, line.world, name
+        profile, lag_s = line.world.profile, line.world.faults.lag_s
+        borrowed = profile.borrowed or name == "lab"
+        choosy = profile.market and not borrowed
+        self.abilities = Abilities(borrowed=borrowed, spot=choosy, records=choosy, visibility_lag_s=lag_s)
 
     async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
-        price = Decimal(0) if self.abilities.borrowed else Decimal("0.04")
-        return await self._answer(lambda: [Offer(id=f"o{number}", driver=self.name, price_per_hour=price) for number in (1, 2)])
+        world = self._world
+        if self.abilities.borrowed:
+            return await self._answer(lambda: [self._offer("own", "0")])
+        if world.deal("no-offers", world.faults.empty):
+            return await self._answer(list)
+        kind, price = ("s", "0.02") if spot else ("o", "0.04")
+        numbers = range(1, 5 if world.profile.market else 3)
+        return await self._answer(lambda: [self._offer(f"{kind}{number}", price, spot=spot) for number in numbers])
+
+    def _offer(self, name: str, price: str, *, spot: bool = False) -> Offer:
+        disk = Decimal("0.002") if spot else Decimal(0)
+        return Offer(id=name, driver=self.name, machine=f"m-{name}", price_per_hour=Decimal(price), disk_per_hour=disk, spot=spot)
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
         if self.abilities.borrowed:
@@ -102,13 +114,17 @@ class SimDriver:
         self._refuse()
         if self._world.deal("offer-gone", self._world.faults.refusals / 2):
             raise Permanent("the offer is gone")
+        if self._world.deal("create-waits", self._world.faults.waits):
+            await asyncio.sleep(self._world.dice.uniform(0, 8))
+        if spec.not_after is not None and self._line.clock.now() > spec.not_after:
+            raise Transient("the turn to rent came too late: not sent")
         late = self._world.deal("create-late", self._world.faults.late_creates)
         asked_at = self._world.now
 
         def rent() -> Instance:
             if not self._world.profile.nets and self._world.now > asked_at + _PROMPT_S:
                 raise Ambiguous("the request never arrived")
-            return self._world.provider.create(label)
+            return self._world.provider.create(label, offer)
 
         most_s = 60.0 if late else 1.5
         self._world.provider.busy_until = max(self._world.provider.busy_until, asked_at + most_s)
@@ -130,6 +146,13 @@ class SimDriver:
     async def destroy(self, instance: Instance) -> None:
         self._refuse()
         await self._line.send(lambda: self._world.provider.destroy(instance.id), Transient, most_s=2.0)
+
+    async def recorded(self, offer: Offer, label: str, since: datetime) -> Sequence[Instance]:
+        return await self._answer(lambda: self._world.provider.recorded(label))
+
+    async def bid(self, instance: Instance, price: Decimal) -> None:
+        self._refuse()
+        await self._line.send(lambda: self._world.provider.take_bid(instance.id, price), Transient, most_s=2.0)
 
     async def connect(self, instance: Instance) -> Any:
         raise NotImplementedError("simulated hosts are handed out by SimShop")

@@ -2,6 +2,9 @@
 
     starts     a step run of an attempt begins once in all the world, and never beside another one of its job
     logs       what is kept of a log is what was printed, byte for byte; all of it once the run has ended by itself
+    rents      nothing is rented that was not saved before, and of a race one machine is left once it is won
+    resumes    an attempt goes on from the newest checkpoint that was kept
+    bounds     attempts that got a machine, and tries to get one, are no more than they may be
     money      what is rented is claimed by a live attempt; with a reaper, or gone some time after nobody claims it; and nobody
                destroys what a live attempt works on
     exits      a step's exit that is written down is its process's
@@ -24,9 +27,12 @@ from typing import TYPE_CHECKING
 
 from remote_trainer.lifecycle import TRANSITIONS
 from remote_trainer.model import Job, JobId, Phase, Reason, StepState, Verdict
-from remote_trainer.policy import settlement
+from remote_trainer.policy import Policy, fruitless, settlement, used_up
 
 if TYPE_CHECKING:
+    from datetime import datetime
+    from decimal import Decimal
+
     from remote_trainer.testing.sim.machine import File, StepProcess
     from remote_trainer.testing.sim.provider import Rented
     from remote_trainer.testing.sim.store import Row
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
 #: How long the reaper may take: its patience, outages of the provider, workers that are away, destroys that are forgotten.
 REAPED_S = 1500.0
+_CALM_S = 10.0  # the same where nothing goes wrong
 _LABEL = re.compile(r"rt-sim-(.+)-a(\d+)")
 #: A save that was on its way, or held up by the store, when the wish came in ends the job as it would have.
 _CANCEL_S = 30.0
@@ -56,15 +63,38 @@ class Promises:
         self._wrote: dict[JobId, int] = {}
         self._acted: dict[str, int] = {}
         self._unclaimed: dict[str, float] = {}  # instances, since when
+        self._crowded: dict[str, float] = {}  # labels with more than one machine, since when
+        self._requests: set[tuple[str, datetime, str]] = set()  # that took effect
+        self._prices: set[tuple[str, Decimal]] = set()  # bids that were saved, by label
         self._restored: dict[str, dict[str, File]] = {}  # by label
 
     # -- what happens
 
-    def rented(self, label: str) -> None:
-        """A request to rent takes effect. Without nets it does so at most once at a time."""
+    def rented(self, label: str, offer_id: str) -> None:
+        """A request to rent takes effect. Without nets that is one that was saved, and each does so at most once at a time."""
         self._count("money")
-        if not self._world.profile.nets and any(one.instance.label == label for one in self._world.provider.alive()):
+        if self._world.profile.nets:
+            return
+        attempt = next(each for each in self._world.store.rows[job_of(label)].job.attempts if each.label == label)
+        offers = [offer.id for offer in (attempt.offer, *attempt.rivals) if offer is not None]
+        there = [one for one in self._world.provider.alive() if one.instance.label == label]
+        if attempt.requested_at is None or offer_id not in offers:
+            raise self._world.broken(f"{label}: {offer_id} is rented, and no such request was saved")
+        request = (label, attempt.requested_at, offer_id)
+        if request in self._requests or len(there) >= len(offers):
             raise self._world.broken(f"{label} is rented twice at a time")
+        self._requests.add(request)
+
+    def bid(self, one: Rented, price: Decimal) -> None:
+        """A bid is raised: to what was saved before, be it some time ago, and within the job's cap."""
+        self._count("money")
+        label, job = one.instance.label, self._world.store.rows[job_of(one.instance.label)].job
+        if (label, price) not in self._prices:
+            raise self._world.broken(f"{one.instance.id}: {price} is bid, and that was not saved")
+        if job.limits.max_cost and price > job.limits.max_cost:
+            raise self._world.broken(
+                f"{one.instance.id}: {price} is bid for an hour of a job that may cost {job.limits.max_cost}"
+            )
 
     def destroyed(self, one: Rented | Rental) -> None:
         """A request to destroy takes effect: never of what a live attempt still works on."""
@@ -147,7 +177,14 @@ class Promises:
         for event in row.events[-3:]:
             if event.kind == "fault" and "internal error" in event.message:
                 raise self._world.broken(f"{after.id} stands still: {event.message}")
+        if after.attempt is not None and after.attempt.offer is not None:
+            offer = after.attempt.offer
+            self._prices.add((after.attempt.label, offer.price_per_hour - offer.disk_per_hour))
         self._check_exits(after)
+        if used_up(after) > after.limits.max_attempts or fruitless(after) > Policy().max_provisioning + 3:
+            raise self._world.broken(f"{after.id}: {len(after.attempts)} attempts, {used_up(after)} of them with a machine")
+        if before.phase is Phase.TRANSFERRING and after.phase is Phase.EXECUTING:
+            self._check_resumed(after)
         self.check_money()
         if after.phase.terminal:
             self._check_account(after)
@@ -172,6 +209,18 @@ class Promises:
                 if there is None or there.status(self._world.now).exit_code != run.exit_code:
                     raise self._world.broken(f"{job.attempt.label} {run.key} never exited {run.exit_code}")
 
+    def _check_resumed(self, job: Job) -> None:
+        """An attempt goes on from the newest checkpoint that an earlier one has kept, where nothing damages what is kept."""
+        self._count("resumes")
+        kept = [attempt.checkpoint for attempt in job.attempts[:-1] if attempt.checkpoint is not None]
+        restored = job.attempts[-1].restored
+        if not kept or self._world.faults.damage or any(kind == "object-rots" for kind, _ in self._world.faults.weights):
+            return
+        if restored is None or (restored.attempt, restored.unit) < (kept[-1].attempt, kept[-1].unit):
+            raise self._world.broken(
+                f"{job.attempts[-1].label} does not resume from {kept[-1].unit} of attempt {kept[-1].attempt}"
+            )
+
     # -- money
 
     def check_money(self) -> None:
@@ -182,10 +231,20 @@ class Promises:
             label, name = one.instance.label, one.instance.id
             if self._claimed(label):
                 self._unclaimed.pop(name, None)
+                self._check_rivals(label)
             elif not world.profile.nets:
                 raise world.broken(f"{name} ({label}) still costs money and no attempt claims it")
             elif world.now - self._unclaimed.setdefault(name, world.now) > REAPED_S:
                 raise world.broken(f"{name} ({label}) still costs money, {REAPED_S:.0f} s after nobody claimed it any more")
+
+    def _check_rivals(self, label: str) -> None:
+        """Of a race, one is left some time after it was won."""
+        world, job = self._world, self._world.store.rows[job_of(label)].job
+        there = [one for one in world.provider.alive() if one.instance.label == label]
+        if len(there) < 2 or job.phase in (Phase.PROVISIONING, Phase.RELEASING):
+            self._crowded.pop(label, None)
+        elif world.now - self._crowded.setdefault(label, world.now) > (grace_s := REAPED_S if world.faults.loss else _CALM_S):
+            raise world.broken(f"{len(there)} machines are kept for {label}, {grace_s:.0f} s after one of them was chosen")
 
     def _claimed(self, label: str) -> bool:
         row = self._world.store.rows.get(job_of(label))

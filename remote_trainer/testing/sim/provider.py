@@ -6,9 +6,10 @@ Rules for editing: what was true when is kept, so that a listing can show any ti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from remote_trainer.model import Instance, InstanceState
+from remote_trainer.model import Instance, InstanceState, Offer
 from remote_trainer.testing.sim.machine import Machine
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ class Rented:
     machine: Machine
     created_at: float
     ready_at: float
+    offer: Offer
     broken: bool = False
+    bid: Decimal = Decimal(0)  # of a spot machine; others' least is what would win against it
+    least: Decimal = Decimal(0)
+    listed: bool = True
     stopped_at: float = _NEVER
     destroyed_at: float = _NEVER
 
@@ -41,7 +46,7 @@ class Rented:
             (at >= self.ready_at, InstanceState.READY),
         )
         state = next((state for holds, state in states if holds), InstanceState.STARTING)
-        return Instance(id=self.instance.id, label=self.instance.label, state=state)
+        return Instance(id=self.instance.id, label=self.instance.label, state=state, min_bid=self.least)
 
     @property
     def ready(self) -> bool:
@@ -57,17 +62,20 @@ class Provider:
         self.rented: dict[str, Rented] = {}
         self.busy_until = 0.0  # something that was set in motion happens by then
 
-    def create(self, label: str) -> Instance:
+    def create(self, label: str, offer: Offer) -> Instance:
         """Rent out an instance."""
         world = self._world
-        world.promises.rented(label)
+        world.promises.rented(label, offer.id)
         number = len(self.rented) + 1
         instance = Instance(id=f"i{number}", label=label, state=InstanceState.STARTING)
         ready_at, broken = (
             world.now + world.dice.choice((3, 3, 20)) * world.dice.uniform(0.5, 1),
             world.deal("boot-breaks", world.faults.broken_boots),
         )
-        self.rented[instance.id] = Rented(instance, Machine(world, f"disk{number}"), world.now, ready_at, broken)
+        one = Rented(instance, Machine(world, f"disk{number}"), world.now, ready_at, offer, broken)
+        one.bid = offer.price_per_hour - offer.disk_per_hour
+        one.listed = not world.deal("unlisted", world.faults.unlisted)
+        self.rented[instance.id] = one
         world.say(f"provider: {instance.id} is rented as {label}")
         world.promises.check_money()
         return instance
@@ -82,7 +90,36 @@ class Provider:
         at = world.now
         if world.deal("listing-stale", world.faults.stale_listing):
             at -= world.dice.uniform(0, world.faults.lag_s)
-        return [one.shown(at) for one in self.rented.values() if one.alive(at) and one.instance.label.startswith(prefix)]
+        return [
+            one.shown(at)
+            for one in self.rented.values()
+            if one.alive(at) and one.listed and one.instance.label.startswith(prefix)
+        ]
+
+    def recorded(self, label: str) -> list[Instance]:
+        """Return what the records know of a label: also what no listing shows, at times how it was a little ago."""
+        world = self._world
+        at = world.now
+        if world.deal("records-stale", world.faults.stale_listing):
+            at -= world.dice.uniform(0, world.faults.lag_s)
+        return [one.shown(at) for one in self.rented.values() if one.alive(at) and one.instance.label == label]
+
+    def take_bid(self, instance_id: str, price: Decimal) -> None:
+        """Take a higher bid for a spot machine."""
+        one = self.rented[instance_id]
+        self._world.promises.bid(one, price)
+        one.bid = price
+
+    def compete(self, one: Rented) -> None:
+        """Let somebody want a spot machine: it is theirs soon, unless we bid more."""
+        one.least = (one.bid * Decimal("1.1")).quantize(Decimal("0.0001"))
+        delay = self._world.dice.uniform(10, 60)
+        self._world.loop.call_later(delay, self._outbid, one, context=self._world.loop.outside)
+
+    def _outbid(self, one: Rented) -> None:
+        if one.alive(self._world.now) and one.bid <= one.least:
+            self._world.say(f"provider: {one.instance.id} goes to a higher bid")
+            self.preempt(one)
 
     def destroy(self, instance_id: str) -> None:
         """Begin to end an instance."""

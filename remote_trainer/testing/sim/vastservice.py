@@ -137,15 +137,15 @@ class Behind:
 class Service(Provider):
     """The simulated service, whose time and machines are the world's; to the world it is its provider."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, offers: int = _OFFERS) -> None:
         self._world, self._wake_at = world, float("inf")
         self.rented: dict[str, Rental] = {}
         self.busy_until = 0.0
         self.late = False  # the request that is answered now was held up by whoever sent it
         self._by_itself = False
-        offers = [demo.offer(1000 + number, dph_base=round(_CHEAPEST + number * _DEARER, 3)) for number in range(_OFFERS)]
+        rows = [demo.offer(1000 + number, dph_base=round(_CHEAPEST + number * _DEARER, 3)) for number in range(offers)]
         theirs = [demo.offer(number, rentable=True) for number in range(1, len(STRANGERS) + 1)]
-        super().__init__([*offers, *theirs], machines=Behind(world, self), clock=_Clock(world), timings=_TIMINGS)
+        super().__init__([*rows, *theirs], machines=Behind(world, self), clock=_Clock(world), timings=_TIMINGS)
         self.account.limits.on, self.account.limits.now = True, world.loop.time
         self.strangers = [self.create(number, {"label": label}).id for number, label in enumerate(STRANGERS, start=1)]
 
@@ -182,7 +182,7 @@ class Service(Provider):
         label = str(body.get("label") or "")
         if label.startswith(OURS):
             if not self.late:
-                self._world.promises.rented(label)
+                self._world.promises.rented(label, str(offer_id))
             self._world.say(f"vastai: offer {offer_id} is rented as {label}{', late' if self.late else ''}")
         made = super().create(offer_id, body, parked=parked)
         self.rental(made.id)

@@ -44,7 +44,7 @@ class World:
         self.store = SimStore(self)
         self.bucket = Bucket(self)
         self.provider = self.make_provider()
-        self.own = Machine(self, "own") if profile.borrowed else None
+        self.own = Machine(self, "own") if profile.borrowed or profile.market else None
 
     def make_provider(self) -> Provider:
         """Return where machines are rented."""
