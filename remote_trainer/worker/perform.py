@@ -109,6 +109,7 @@ class Performer:
 
     async def _find_checkpoint(self) -> None:
         job = self._patient.job
+        await self._watch.tell_leftovers()
         found = None
         if any(output.kind == "checkpoint" for output in job.plan.outputs):
             for job_id in filter(None, (job.id, job.retry_of)):

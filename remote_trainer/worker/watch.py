@@ -15,8 +15,9 @@ from remote_trainer import log
 from remote_trainer.errors import RemoteTrainerError
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.watchman import Orders
+from remote_trainer.model import Event
 from remote_trainer.policy import limit
-from remote_trainer.ports import Outbox, SelfEnding
+from remote_trainer.ports import Change, Outbox, SelfEnding
 from remote_trainer.worker.machine import Machine, Patient
 from remote_trainer.worker.records import outbox_key
 from remote_trainer.worker.shop import Shop
@@ -32,6 +33,7 @@ class Watch:
 
     def __init__(self, shop: Shop, patient: Patient, machine: Machine) -> None:
         self._shop, self._patient, self._machine = shop, patient, machine
+        self._told: set[str] = set()  # leftovers
         self._due = 0.0  # by the loop's clock; at once after a takeover
 
     @property
@@ -59,6 +61,19 @@ class Watch:
         finally:
             speaking.cancel()
             await asyncio.wait([speaking])
+
+    async def tell_leftovers(self) -> None:
+        """Say what machines of earlier attempts have put into the bucket. Nobody has verified it, so nothing resumes from it."""
+        job, objects = self._patient.job, self._shop.objects
+        for attempt in job.attempts[:-1] if isinstance(objects, Outbox) else ():
+            key = outbox_key(job.tenant, job.id, attempt.number)
+            found = await objects.head(key)
+            if found is None or key in self._told:
+                continue
+            message = f"the machine of attempt {attempt.number} has ended itself; its outputs, {found.size} bytes, unverified, are in {key}"
+            event = Event(at=self._shop.clock.now(), kind="note", message=message)
+            await self._shop.writer.save(Change(job_id=job.id, token=self._patient.token, events=(event,)))
+            self._told.add(key)
 
     async def _speak(self) -> None:
         loop = asyncio.get_running_loop()

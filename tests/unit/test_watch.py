@@ -16,6 +16,7 @@ from remote_trainer.errors import HostUnreachable
 from remote_trainer.host.watchman import Orders
 from remote_trainer.model import Attempt, Limits
 from remote_trainer.policy import Policy
+from remote_trainer.ports import Change, StoredObject
 from remote_trainer.worker.watch import Watch
 from tests.unit.life import NOW, a_job
 
@@ -32,11 +33,13 @@ class Machine:
         self.away = away
         started = NOW - timedelta(hours=1)
         self.attempt = Attempt(number=2, label="l", started_at=started)
-        job = replace(a_job(), attempts=(self.attempt,), limits=Limits(max_hours=3))
+        self.told: list[str] = []
+        earlier = Attempt(number=1, label="k", started_at=started)
+        job = replace(a_job(), attempts=(earlier, self.attempt), limits=Limits(max_hours=3))
         driver = SimpleNamespace(farewell=farewell) if farewell else SimpleNamespace()
-        patient = SimpleNamespace(job=job, driver=driver)
+        patient = SimpleNamespace(job=job, driver=driver, token=1)
         clock = SimpleNamespace(now=lambda: NOW, sleep=asyncio.sleep)
-        shop = SimpleNamespace(policy=POLICY, clock=clock, objects=self, facts=self.facts)
+        shop = SimpleNamespace(policy=POLICY, clock=clock, objects=self, facts=self.facts, writer=self)
         self.watch = Watch(cast(Any, shop), cast(Any, patient), cast(Any, self))
 
     async def host(self) -> Machine:
@@ -44,6 +47,12 @@ class Machine:
 
     async def facts(self, host: object) -> None:
         """It is set up."""
+
+    async def head(self, key: str) -> StoredObject | None:
+        return StoredObject(key=key, size=77, sha256="") if key.endswith("/a1/farewell.tar") else None
+
+    async def save(self, change: Change) -> None:
+        self.told += [event.message for event in change.events]
 
     async def presign_put(self, key: str, *, expires_s: int) -> str:
         return f"https://bucket/{key}?{expires_s}"
@@ -79,6 +88,15 @@ async def test_orders_are_given_again_while_something_takes_long() -> None:
         await asyncio.wait_for(machine.asked.wait(), 30)
     assert len({orders.text for orders in machine.orders}) == 1
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("watchman")]
+
+
+async def test_what_an_earlier_machine_left_is_told_once() -> None:
+    """Where it is, and that nobody has verified it."""
+    machine = Machine()
+    for _ in range(2):
+        await machine.watch.tell_leftovers()
+    (message,) = machine.told
+    assert "77 bytes, unverified" in message and message.endswith("/a1/farewell.tar")
 
 
 async def test_an_error_of_the_effect_is_its_own() -> None:
