@@ -11,6 +11,7 @@ market.py    one look at the market for all jobs that come together
 access.py    how instances come to let us in, and the ways to them
 guards.py    the provider's own scheduler as the outermost dead man's switch
 contacts.py  what is remembered of each instance
+ends.py      instances that are given back together share a request
 farewell.sh  how a machine ends itself
 examine.py   what an account and its key lack
 options.py   what a profile may say

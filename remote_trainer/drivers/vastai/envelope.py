@@ -19,6 +19,8 @@ from remote_trainer.errors import Ambiguous, DriverError, Permanent, Transient
 _DRIVER = "vastai"
 _QUOTED = 300  # characters of a reply in a message
 
+KEY_REFUSED = "Vast.ai refuses the API key"  # what a message begins with then
+
 _AUTH_WORDS = ("auth_error", "invalid user key", "requires login", "session expired", "lacks the", "lacks proper privileges")
 _GONE_WORDS = ("no_such_instance", "not_found", "no such instance", "instance not found")
 _NO_OFFER_WORDS = ("no_such_ask", "is not available", "resources_unavailable")
@@ -104,7 +106,7 @@ def _refusal(reply: Reply, fields: Mapping[str, Any], operation: str, now: float
 
 def _meaning(reply: Reply, words: str, operation: str) -> tuple[type[DriverError], str]:
     if reply.status in (401, 403) or _has(words, _AUTH_WORDS):
-        return Permanent, f"Vast.ai refuses the API key ({operation}): {words}; check VAST_API_KEY and its permissions"
+        return Permanent, f"{KEY_REFUSED} ({operation}): {words}; check VAST_API_KEY and its permissions"
     if _has(words, _NO_CREDIT_WORDS):
         return Permanent, f"the Vast.ai account has no credit left: {words}; add credit"
     if operation == "create" and reply.status < 500 and (reply.status in _NO_OFFER_STATUS or _has(words, _NO_OFFER_WORDS)):

@@ -12,6 +12,7 @@ from decimal import Decimal
 
 from remote_trainer.drivers.vastai.access import Access
 from remote_trainer.drivers.vastai.api import VastApi
+from remote_trainer.drivers.vastai.envelope import KEY_REFUSED
 from remote_trainer.drivers.vastai.rows import Row, money
 from remote_trainer.errors import DriverError, Permanent, RemoteTrainerError
 from remote_trainer.ports import Finding
@@ -31,7 +32,7 @@ async def examine(api: VastApi, access: Access) -> AsyncIterator[Finding]:
     yield _credit(account)
     yield await _may("instance_read", api.instances(), "lists machines")
     yield await _may("schedule", api.scheduled(), "reads what Vast.ai will do by itself (instance_read)")
-    yield await _may("instance_write", api.unschedule(_NOWHERE), "rents, schedules and gives back machines")
+    yield await _may_write(api)
     yield await _may("misc", api.audit_log(), "searches offers, and reads the log that settles doubts about a request to rent")
     now = api.now()
     yield await _may("billing_read", api.charges(now - _DAY_S, now), "reads what was billed", needed=False)
@@ -59,6 +60,19 @@ async def _may(permission: str, request: Awaitable[object], use: str, *, needed:
     except DriverError as error:
         return Finding(permission, False if needed else None, f"{error} (it {use})")
     return Finding(permission, True, use)
+
+
+async def _may_write(api: VastApi) -> Finding:
+    """Try to take back what is not there: however that is refused, if not for the key's sake, the key may."""
+    question, use = "instance_write", "rents, schedules and gives back machines"
+    try:
+        await api.unschedule(_NOWHERE)
+    except Permanent as error:
+        if str(error).startswith(KEY_REFUSED):
+            return Finding(question, False, f"{error} (it {use})")
+    except DriverError as error:
+        return Finding(question, None, f"{error}: not known whether the key {use}")
+    return Finding(question, True, use)
 
 
 async def _ssh_key(access: Access) -> Finding:
