@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.markets import Market, Row
-from remote_trainer.drivers.vastai.choose import Wishes, disk_to_rent, query, sieve
+from remote_trainer.drivers.vastai.choose import ROWS_MAX, Wishes, disk_to_rent, query, sieve
 from remote_trainer.drivers.vastai.rows import offer
 from remote_trainer.model import Limits, Resources, Strategy
 from remote_trainer.policy import Estimate, Lot, expected_cost, fits, is_avoided, pick
@@ -58,7 +58,10 @@ def ours(market: Market, service: Service, job: Job) -> Iterator[Row]:
     dice = random.Random(f"dice {market.seed}")
     wishes, failed = Wishes(), frozenset[str]()
     for _ in range(_MORE):
-        found = service.search(query(wishes, job.wanted))
+        wanted = query(wishes, job.wanted)
+        found = service.search(wanted)
+        if len(found) >= ROWS_MAX:  # as the driver does
+            found += service.search({**wanted, "order": [["dlperf", "desc"]]})
         suitable = [one for one in sieve(found, wishes, job.wanted)[0] if not fits(one, job.wanted, Limits())]
         lots = [Lot(offer=one, avoided=is_avoided(one, failed)) for one in suitable]
         picked = pick(lots, job.run, Strategy.PREFERRED, dice=dice.random())

@@ -29,6 +29,7 @@ class Offer:
     price_per_gb_in: Decimal = Decimal(0)  # US dollars for each GB (10^9 bytes) brought there
     price_per_gb_out: Decimal = Decimal(0)  # and fetched from there
     boot_s: float = 0.0  # how long it is expected to cost money before it can be used
+    mbit: float = 0.0  # what its machine promises to take in, Mbit/s; 0: nothing is said
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from remote_trainer.model import Job, Limits, Offer, Place, Plan, Resources, Str
 from remote_trainer.policy.money import BILLED_TAIL_S
 
 _FEW, _NEARLY = 5, 1.1  # so many offers, and so much dearer (or slower) than the best, are as good as it
+_PROMISED, _OURS_MBIT = 0.5, 500.0  # of the bandwidth a machine promises, so much is there; and our own end has no more
 _STEP = Decimal("0.0001")  # of a bid, US dollars an hour
 
 
@@ -58,8 +59,9 @@ def estimate_plan(plan: Plan, limits: Limits, size: int) -> Estimate:
 
 
 def expected_hours(offer: Offer, run: Estimate) -> float:
-    """Return how long the whole run is expected to take on an offer: boot and training."""
-    return run.hours / max(offer.speed, 0.01) + offer.boot_s / 3600
+    """Return how long the whole run is expected to take on an offer: boot, moving the data, and training."""
+    moving_s = 8000 * (run.gb_in + run.gb_out) / min(_OURS_MBIT, offer.mbit * _PROMISED) if offer.mbit > 0 else 0.0
+    return run.hours / max(offer.speed, 0.01) + (offer.boot_s + moving_s) / 3600
 
 
 def expected_cost(offer: Offer, run: Estimate) -> Decimal:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from remote_trainer.model import Attempt, Job, Limits, Offer, Reason, Strategy
-from remote_trainer.policy import Estimate, Lot, estimate, expected_cost, is_avoided, pick, raised, with_bid
+from remote_trainer.policy import Estimate, Lot, estimate, expected_cost, expected_hours, is_avoided, pick, raised, with_bid
 from remote_trainer.ports import JobQuery, Page
 from remote_trainer.worker.market import Market, failed_machines
 from tests.unit.test_lifecycle import NOW, a_job
@@ -45,6 +45,15 @@ def test_dear_traffic_counts() -> None:
     """A cheap hour with dear bandwidth loses against a machine without."""
     metered = replace(CHEAP, id="o2", price_per_hour=Decimal("0.40"), price_per_gb_in=Decimal("0.04"))
     assert taken([CHEAP, metered]) == "o1"
+
+
+def test_a_narrow_line_costs_time() -> None:
+    """Much data takes hours to a machine that promises little: it is paid meanwhile, so a dearer one with a wide line comes first."""
+    narrow, wide = replace(CHEAP, mbit=50), replace(CHEAP, id="o2", price_per_hour=CHEAP.price_per_hour * 6 / 5, mbit=2000)
+    hours = [expected_hours(offer, Estimate(hours=1, gb_in=45, gb_out=0)) for offer in (narrow, wide)]
+    assert hours == [1 + 4, 1 + 0.2]
+    lots = [Lot(offer=narrow), Lot(offer=wide)]
+    assert pick(lots, Estimate(hours=1, gb_in=45), Strategy.PREFERRED, dice=0.9)[0].offer.id == "o2"
 
 
 def test_dice_choose_among_what_costs_nearly_the_same() -> None:

@@ -74,6 +74,7 @@ def offer(row: Row, *, disk_gb: int, spot: bool = False, speeds: Mapping[str, fl
         price_per_gb_in=money(row, "inet_down_cost"),
         price_per_gb_out=money(row, "inet_up_cost"),
         boot_s=_BOOT_S,
+        mbit=number(row, "inet_down"),
         facts={key: row.get(key) for key in _FACTS},
     )
 
