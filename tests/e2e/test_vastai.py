@@ -62,11 +62,13 @@ async def _check_money(rig: Rig, ended: Sequence[Job]) -> None:
 
 @pytest.mark.timeout(300)
 async def test_jobs_rent_run_and_give_back(sim: SimVast, tmp_path: Path) -> None:
-    """Two jobs at once, one of whose requests to rent is answered by nobody: each rents once, runs to its end and gives back.
+    """Two jobs at once: each rents once, runs to its end and gives back.
 
-    Their tenant pays what our meter says, which is no less than what the provider bills.
+    A request to rent is answered by nobody, and a machine lets our key in late: neither costs an attempt. Their tenant pays what our
+    meter says, which is no less than what the provider bills.
     """
     sim.faults.arm("create-dropped")
+    sim.faults.arm("boot-key-denied", seconds=3)
     nowhere = SshTarget(tmp_path, "127.0.0.1", 1, getpass.getuser())
     async with installation(tmp_path / "rig", nowhere) as rig:
         await grant(rig.app, "ada", Decimal(5), "")
@@ -79,7 +81,7 @@ async def test_jobs_rent_run_and_give_back(sim: SimVast, tmp_path: Path) -> None
             assert job.attempt is not None
             assert job.attempt.number == 1
         await _check_money(rig, ended)
-    assert sim.faults.struck == ["create-dropped"]
+    assert sorted(sim.faults.struck) == ["boot-key-denied", "create-dropped"]
     labels = [entry.label for entry in sim.record.entries("created")]
     assert sorted(labels) == sorted(job.attempt.label for job in ended if job.attempt)
     assert sim.record.doubles() == []
