@@ -42,15 +42,23 @@ def network(options: Options) -> dict[str, Any]:
 
 def dataset(options: Options, photos: Sequence[Photo]) -> dict[str, Any]:
     """Images, their buckets, and how often each tag of the captions occurs."""
-    tags = Counter(tag.strip() for photo in photos for tag in photo.caption.split(",") if tag.strip())
-    sizes = Counter(photo.bucket for photo in photos)
-    buckets = {
-        str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sorted(sizes.items()))
-    }
+    own = [photo for photo in photos if not photo.prior]
+    captions = {photo.path: photo.caption for photo in own}.values()
+    tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
+    sizes = Counter(dict.fromkeys(sorted({photo.bucket for photo in own}), 0))
+    for photo in own:
+        sizes[photo.bucket] += photo.repeats
+    buckets = {str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sizes.items())}
     per_epoch = sum(math.ceil(count / options.batch_size) for count in sizes.values())
     steps_per_epoch = math.ceil(per_epoch / options.grad_accumulation)
     return {
-        "ss_num_train_images": len(photos),
+        "ss_num_train_images": sum(sizes.values()),
+        "ss_num_reg_images": len(photos) - len(own),
+        "ss_prior_loss_weight": options.prior_weight if len(own) < len(photos) else None,
+        "ss_shuffle_caption": options.shuffle_tags,
+        "ss_keep_tokens": options.keep_tags if options.shuffle_tags else None,
+        "ss_flip_aug": options.flip,
+        "ss_masked_loss": options.masks != "none",
         "ss_num_batches_per_epoch": per_epoch,
         "ss_num_epochs": math.ceil(options.steps / steps_per_epoch),
         "ss_epoch": math.ceil(options.steps / steps_per_epoch),

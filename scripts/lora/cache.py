@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lora.base import Base
-from lora.data import Photo, load_pixels
+from lora.data import Photo
 from lora.ends import BadInput
 from lora.family import Family
+from lora.images import load_mask, load_pixels
 from lora.options import Options
 
 VERSION = "1"
@@ -57,7 +58,8 @@ class Cache:
 
     def image_path(self, photo: Photo) -> Path:
         """The latent distribution of a photo in its bucket."""
-        return self.path("images", photo.sha256, photo.bucket)
+        more = [*([f"mask {photo.mask}"] if photo.mask else []), *(["mirrored"] if photo.mirrored else [])]
+        return self.path("images", photo.sha256, photo.bucket, *more)
 
     def text_path(self, caption: str) -> Path:
         """The embeddings of a caption by the encoders that do not learn."""
@@ -71,8 +73,13 @@ class Cache:
         return {key: value.float() for key, value in load_file(self.text_path(caption), device=str(device)).items()}
 
     def images(self, photos: Sequence[Photo], device: torch.device) -> Tensors:
-        """Stacked entries: mean and std (n, c, h, w)."""
+        """Stacked entries: mean and std (n, c, h, w), and with masks the weight of each place (n, 1, h, w)."""
         rows = [load_file(self.image_path(photo), device=str(device)) for photo in photos]
+        if self.options.masks != "none":
+            floor = self.options.mask_background
+            for row in rows:
+                mask = row.pop("mask", None)
+                row["weight"] = torch.ones_like(row["mean"][:1]) if mask is None else floor + (1 - floor) * mask
         return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -129,7 +136,15 @@ def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, s
         tensors = cache.family.encode_pixels(vae, pixels)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise BadInput(f"{photo.path} encodes to values that are not numbers; the image or the base model's VAE is damaged")
+        if photo.mask:
+            tensors["mask"] = shrunk_mask(photo, cache.options.masks, tensors["mean"])
         write_entry(cache.image_path(photo), tensors)
+
+
+def shrunk_mask(photo: Photo, source: str, latents: torch.Tensor) -> torch.Tensor:
+    """How much each place of the latents counts, (1, h, w) in 0..1."""
+    grey = torch.from_numpy(np.array(load_mask(photo, source))).float()[None, None] / 255
+    return torch.nn.functional.interpolate(grey, size=latents.shape[-2:], mode="area")[0]
 
 
 def encode_texts(cache: Cache, captions: Sequence[str], device: torch.device, stopping: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ import transformers
 from lora import about, adapters, checkpoint, export, optimisation
 from lora.base import Base
 from lora.cache import Cache, fill
+from lora.captions import orders
 from lora.data import Order, Photo, dataset_digest, split
 from lora.ends import BadInput, Interrupted, NotANumber, OutOfMemory
 from lora.family import Family
@@ -47,7 +48,7 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     prompts = prompts_of(options, learned)
     cache = Cache(options.cache_dir, base, kind, options)
     try:
-        fill(cache, photos, ["", *(photo.caption for photo in photos), *prompts], device, stopping)
+        fill(cache, *to_encode(options, photos, prompts), device, stopping)
         model = prepare(options, kind(base, options, device, dtype))
         run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
         run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos), "dtype": str(dtype)}
@@ -59,6 +60,13 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
         raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
     with run.average.shown():
         finish(run, learned, base)
+
+
+def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str]) -> tuple[list[Photo], list[str]]:
+    """All images and captions that the training will ask the cache for."""
+    both = [*photos, *(replace(photo, mirrored=True) for photo in photos)] if options.flip else list(photos)
+    captions = [text for photo in photos for text in (photo.caption, *orders(photo.caption, options))]
+    return both, ["", *captions, *prompts]
 
 
 def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
@@ -129,12 +137,11 @@ class Run:
     def announce(self, learned: Sequence[Photo]) -> None:
         """Print what follows from the options, once."""
         steps, per_step = self.options.steps, self.options.batch_size * self.options.grad_accumulation
-        sizes = sorted({photo.bucket for photo in learned})
+        names = len({photo.path for photo in learned if not photo.prior})
         count = sum(len(adapters.layers(part)) for part in self.model.parts().values())
         print(
-            f"{len(learned)} images in {len(sizes)} buckets ({', '.join(f'{w}×{h}' for w, h in sizes[:8])}),"
-            f" {sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {count} layers,"
-            f" {steps} steps of {per_step} = {steps * per_step / len(learned):.1f} views of each image,"
+            f"{sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {count} layers from {names} images,"
+            f" {steps} steps of {per_step} = {steps * per_step / names:.1f} views of each,"
             f" on {self.model.device} in {str(self.model.dtype).removeprefix('torch.')}",
             flush=True,
         )
@@ -260,7 +267,7 @@ def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
         "name": options.name,
         "files": {file.name: {"size": file.stat().st_size, "sha256": checkpoint.sha256(file)} for file in files},
         "steps": run.step,
-        "images": len(learned),
+        "images": len({photo.path for photo in learned if not photo.prior}),
         "val_loss": {str(step): loss for step, loss in sorted(run.validations.items())},
         "base": {"name": base.name, "digest": base.digest},
         "dataset_digest": run.identity["dataset"],

@@ -79,6 +79,9 @@ class Options:
     resolution: int = flag(
         1024, IMAGES, "training size, px: an image keeps its shape and gets about this squared", low=32, high=4096
     )
+    more_resolutions: str = flag(
+        "", IMAGES, "further sizes, px, separated by commas: images at least that large are seen in each, too"
+    )
     bucket_step: int = flag(64, IMAGES, "sides are multiples of this, px; itself a multiple of 32", low=32, high=512)
     bucket_min: int = flag(0, IMAGES, "shortest side of a bucket, px (0: half the resolution)", low=0, high=4096)
     bucket_max: int = flag(0, IMAGES, "longest side of a bucket, px (0: twice the resolution)", low=0, high=8192)
@@ -90,6 +93,19 @@ class Options:
     )
     trigger: str = flag("", IMAGES, "word put in front of captions that lack it; the whole caption of an image without one")
     allow_missing_captions: bool = flag(False, IMAGES, "an image without a caption trains with an empty one", free=True)
+    shuffle_tags: bool = flag(False, IMAGES, "show the comma-separated tags of captions in other orders, eight for each caption")
+    keep_tags: int = flag(1, IMAGES, "first tags that --shuffle-tags leaves in place, such as the trigger", low=0, high=1000)
+    flip: bool = flag(False, IMAGES, "show half of the draws mirrored; only for what has no left and right")
+    masks: str = flag(
+        "none", IMAGES, "where images count: their opacity (alpha), or NAME.mask.png beside them, white where they do (files)",
+        choices=("none", "alpha", "files"),
+    )  # fmt: skip
+    mask_background: float = flag(0.0, IMAGES, "how much the masked parts count", low=0, high=1)
+    prior: str = flag(
+        "", IMAGES, "folder of images of what the base should not forget, captioned without the trigger; each epoch has as many"
+        " of them as of the dataset's", env="RT_PRIOR", free=True,
+    )  # fmt: skip
+    prior_weight: float = flag(1.0, IMAGES, "how much prior images count", low=0, high=100)
     caption_dropout: float = flag(0.05, IMAGES, "share of draws that train with an empty caption", low=0, high=1)
 
     network: str = flag(
@@ -171,11 +187,15 @@ class Options:
         return Path(self.cache) if self.cache else self.output_dir / "cache"
 
     @property
-    def bucket_limits(self) -> tuple[int, int]:
-        """Shortest and longest side of a bucket, px, rounded to the step."""
+    def resolutions(self) -> tuple[int, ...]:
+        """All training sizes, px, the main one first."""
+        return self.resolution, *(int(size) for size in self.more_resolutions.split(",") if size.strip())
+
+    def bucket_limits(self, resolution: int) -> tuple[int, int]:
+        """Shortest and longest side of a resolution's buckets, px, rounded to the step."""
         step = self.bucket_step
-        low = self.bucket_min or self.resolution // 2
-        high = self.bucket_max or self.resolution * 2
+        low = self.bucket_min or resolution // 2
+        high = self.bucket_max or resolution * 2
         return max(step, low // step * step), max(step, high // step * step)
 
     @property
@@ -267,11 +287,16 @@ def problems(options: Options) -> list[str]:
             found.append(f"{shown} is {value}, it must be at most {about.high:g}")
     if options.bucket_step % 32:
         found.append(f"--bucket-step is {options.bucket_step}, it must be a multiple of 32")
-    if options.resolution < options.bucket_step:
-        found.append(f"--resolution is {options.resolution}, it must be at least --bucket-step, {options.bucket_step}")
-    low, high = options.bucket_limits
-    if not low <= options.resolution <= high:
-        found.append(f"--resolution is {options.resolution}, outside the bucket sides {low} to {high}")
+    try:
+        sizes = {"--resolution": options.resolutions[:1], "--more-resolutions": options.resolutions[1:]}
+    except ValueError:
+        return [*found, f"--more-resolutions is {options.more_resolutions!r}, it must be whole numbers separated by commas"]
+    for shown, size in ((shown, size) for shown, several in sizes.items() for size in several):
+        low, high = options.bucket_limits(size)
+        if size < max(32, options.bucket_step):
+            found.append(f"{shown} is {size}, it must be at least --bucket-step, {options.bucket_step}")
+        elif not low <= size <= high:
+            found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
     if not options.name or any(not (c.isalnum() or c in "-_.") for c in options.name) or options.name.startswith("."):
         found.append(f"--name is {options.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
     return found

@@ -33,6 +33,7 @@ from lora.base import Kind, find
 from lora.data import survey
 from lora.ends import CannotWrite, End, Interrupted
 from lora.options import Options, flags, parse
+from lora.report import report
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def main(tool: Tool) -> int:
     try:
         options = smoke_options(tool, options) if smoke else options
         photos, base = survey(options), find(options.base, tool.kind)
-        print(f"{len(photos)} images, base {base.name}", flush=True)
+        print("\n".join([*report(options, photos), f"base: {base.name}"]), flush=True)
         stop()
         from lora.loop import train
 

@@ -24,7 +24,7 @@ class Sampler:
 
     def __init__(self, cache: Cache, options: Options, prompts: Sequence[str]) -> None:
         self.cache, self.options, self.prompts = cache, options, prompts
-        sizes = buckets(options.resolution, options.bucket_step, *options.bucket_limits)
+        sizes = buckets(options.resolution, options.bucket_step, *options.bucket_limits(options.resolution))
         self.size = nearest(1, 1, sizes)
         self._vae: Any = None
 
@@ -57,6 +57,6 @@ def prompts_of(options: Options, photos: Sequence[Photo]) -> list[str]:
     """The prompts to sample: the given ones, else captions spread over the dataset."""
     if options.sample_prompts.strip():
         return [prompt.strip() for prompt in options.sample_prompts.split("|") if prompt.strip()]
-    captions = list(dict.fromkeys(photo.caption for photo in photos))
+    captions = list(dict.fromkeys(photo.caption for photo in photos if not photo.prior))
     count = min(options.sample_count, len(captions))
     return [captions[i * len(captions) // count] for i in range(count)]

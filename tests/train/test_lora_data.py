@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -84,19 +85,20 @@ def test_the_smallest_scale_that_covers_the_bucket_is_cut_at_the_centre(tmp_path
 
 def test_each_epoch_shows_every_image_once_in_batches_of_one_size(tmp_path: Path) -> None:
     """An epoch is a permutation, its batches never mix buckets, the next epoch differs, and asking again gives the same."""
-    from lora.data import Order
+    from lora.data import Order, group
 
     rng = random.Random(1)
     for number in range(11):
         add(tmp_path, f"{number}.png", Image.new("RGB", rng.choice([(96, 32), (64, 64)]), (number, 0, 0)))
     photos = survey(tmp_path)
     order = Order(photos, 3, seed=7)
-    epochs = [[order.batch(n + e * order.batches_per_epoch) for n in range(order.batches_per_epoch)] for e in range(2)]
+    length = len(group(photos, 3, seed=7, epoch=0))
+    epochs = [[order.batch(n + e * length) for n in range(length)] for e in range(2)]
     for batches in epochs:
         assert sorted(p.path for batch in batches for p in batch) == [p.path for p in sorted(photos, key=lambda p: p.path)]
         assert all(len({p.bucket for p in batch}) == 1 for batch in batches)
     assert epochs[0] != epochs[1]
-    assert [Order(photos, 3, seed=7).batch(n) for n in range(order.batches_per_epoch)] == epochs[0]
+    assert [Order(photos, 3, seed=7).batch(n) for n in range(length)] == epochs[0]
 
 
 def animated(path: Path) -> None:
@@ -130,7 +132,7 @@ def test_every_bad_image_is_named_with_its_fault_in_one_error(tmp_path: Path) ->
 
 def test_unusual_images_can_be_converted_on_request(tmp_path: Path) -> None:
     """With --convert-images CMYK becomes RGB, 16 bits are scaled and not clipped, and transparent parts turn white."""
-    from lora.data import load_pixels
+    from lora.images import load_pixels
 
     add(tmp_path, "deep.png", Image.new("I;16", (64, 64), 40000))
     add(tmp_path, "glass.png", Image.new("RGBA", (64, 64), (0, 0, 0, 0)))
@@ -185,3 +187,117 @@ def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     """A caption in another encoding is an error, not mojibake."""
     add(tmp_path, "old.png").with_suffix(".txt").write_bytes("Müller".encode("latin-1"))
     assert "old.txt" in refusal(tmp_path)
+
+
+def test_folders_say_how_often_images_count(tmp_path: Path) -> None:
+    """In 3_red_fox an image is shown thrice an epoch, and without a caption it is called as its folder is."""
+    from lora.data import group
+
+    for folder in ("3_red_fox", "plain"):
+        (tmp_path / folder).mkdir()
+        add(tmp_path / folder, "one.png", Image.new("RGB", (64, 64), (folder == "plain" and "red") or "blue"))
+    (tmp_path / "3_red_fox" / "one.txt").unlink()
+    photos = survey(tmp_path)
+    assert [(p.repeats, p.caption) for p in photos] == [(3, "red fox"), (1, "a picture")]
+    assert sum(len(batch) for batch in group(photos, 2, seed=1, epoch=0)) == 4
+
+
+def test_captions_come_from_metadata(tmp_path: Path) -> None:
+    """metadata.jsonl gives captions to the images in its folder; a text file beside an image has precedence."""
+    add(tmp_path, "one.png").with_suffix(".txt").unlink()
+    add(tmp_path, "two.png", caption="own words")
+    lines = [{"file_name": "one.png", "text": "from the  list"}, {"file_name": "two.png", "caption": "from the list"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert [p.caption for p in survey(tmp_path)] == ["from the list", "own words"]
+
+
+def test_wrong_lines_of_metadata_are_all_named(tmp_path: Path) -> None:
+    """Broken JSON, missing fields and images that are not there are told with file and line."""
+    add(tmp_path, "one.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "x"}\nnonsense\n{"file_name": "one.png"}\n')
+    message = refusal(tmp_path)
+    assert "metadata.jsonl:1: the image gone.png is not there" in message
+    assert "metadata.jsonl:2: it is not JSON" in message and "metadata.jsonl:3: it needs file_name and one of" in message
+
+
+def test_tags_are_shuffled_behind_those_that_are_kept() -> None:
+    """Eight orders follow from the caption and the seed; the first tags stay, none is lost; without the flag there is one."""
+    from lora.captions import orders
+
+    caption = "sks, cat, wall, sun, grass"
+    chosen = chosen_options(shuffle_tags=True, keep_tags=2)
+    found = orders(caption, chosen)
+    assert len(found) == 8 and len(set(found)) > 1 and found == orders(caption, chosen)
+    assert all(text.startswith("sks, cat, ") and sorted(text.split(", ")) == sorted(caption.split(", ")) for text in found)
+    assert orders(caption, chosen_options()) == [caption] and orders("sks, cat, wall", chosen) == ["sks, cat, wall"]
+
+
+def test_an_image_is_seen_in_every_resolution_that_it_can_fill(tmp_path: Path) -> None:
+    """Further resolutions take only images at least that large; an image is held out in all of them."""
+    from lora.data import split
+
+    add(tmp_path, "large.png", Image.new("RGB", (160, 160), "red"))
+    add(tmp_path, "small.png", Image.new("RGB", (70, 70), "blue"))
+    photos = survey(tmp_path, more_resolutions="96,128", trigger="x")
+    assert [(p.path.stem, p.bucket) for p in photos] == [
+        ("large", (64, 64)), ("large", (96, 96)), ("large", (128, 128)), ("small", (64, 64)),
+    ]  # fmt: skip
+    learned, watched = split(photos, 0.5, seed=0)
+    assert not {p.path for p in learned} & {p.path for p in watched}
+
+
+def test_prior_images_take_turns(tmp_path: Path) -> None:
+    """Each epoch has as many prior images as others, without the trigger, the next ones in the next epoch; none is validated on."""
+    from lora.data import Order, of_epoch, split
+
+    for folder, count in (("own", 2), ("prior", 3)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            add(tmp_path / folder, f"{folder}{number}.png", Image.new("RGB", (64, 64), (number, 0, 0)))
+    photos = survey(tmp_path / "own", prior=tmp_path / "prior", trigger="sks")
+    assert [p.caption for p in photos if p.prior] == ["a picture"] * 3 and photos[0].caption == "sks, a picture"
+    shown = [[p.path.stem for p in of_epoch(photos, epoch) if p.prior] for epoch in range(3)]
+    assert shown == [["prior0", "prior1"], ["prior2", "prior0"], ["prior1", "prior2"]]
+    order = Order(photos, 4, seed=1)
+    assert [sorted(p.path.stem for p in order.batch(n))[2:] for n in range(3)] == [sorted(names) for names in shown]
+    assert not any(p.prior for p in split(photos, 0.5, seed=1)[1]) and not any(p.prior for p in split(photos, 0, seed=1)[1])
+
+
+def test_masks_come_from_opacity_or_from_files(tmp_path: Path) -> None:
+    """White or opaque places count; a mask of another shape, a broken or an all-black one is named."""
+    from lora.images import load_mask
+
+    half = Image.new("RGBA", (64, 64), (9, 9, 9, 255))
+    half.paste((9, 9, 9, 0), (0, 0, 32, 64))
+    add(tmp_path, "half.png", half)
+    add(tmp_path, "whole.png")
+    (photo, whole) = survey(tmp_path, masks="alpha")
+    mask = load_mask(photo, "alpha")
+    assert photo.mask == "alpha" and whole.mask == "" and (mask.getpixel((5, 5)), mask.getpixel((60, 5))) == (0, 255)
+    (tmp_path / "half.png").unlink()
+    Image.new("L", (96, 64), 255).save(tmp_path / "whole.mask.png")
+    (whole,) = survey(tmp_path, masks="files", allow_missing_captions=True)
+    assert len(whole.mask) == 64
+    for mask, expected in ((Image.new("L", (96, 64)), "black everywhere"), (Image.new("L", (64, 64), 255), "another shape")):
+        mask.save(tmp_path / "whole.mask.png")
+        assert expected in refusal(tmp_path, masks="files")
+    (tmp_path / "whole.mask.png").write_text("no picture")
+    assert "whole.png: its mask whole.mask.png cannot be read" in refusal(tmp_path, masks="files")
+
+
+def test_the_report_tells_what_the_dataset_amounts_to(tmp_path: Path) -> None:
+    """Images, views, buckets, epochs, captions and tags are told before anything is spent."""
+    from lora.report import report
+
+    (tmp_path / "2_cats").mkdir()
+    add(tmp_path / "2_cats", "one.png", Image.new("RGB", (64, 64), "red"), "a cat, grass")
+    add(tmp_path, "two.png", Image.new("RGB", (96, 33), "red"), "a dog, grass")
+    chosen = options(tmp_path, steps=12)
+    from lora.data import survey
+
+    assert report(chosen, survey(chosen)) == [
+        "dataset: 2 images, 3 views an epoch in 2 buckets (64×64: 2, 96×32: 1)",
+        "dataset: about 3 steps an epoch, 4.0 epochs in 12 steps",
+        "dataset: captions of 3 to 3 words, 2 different ones",
+        "dataset: frequent tags: grass 2, a cat 1, a dog 1",
+    ]

@@ -69,6 +69,19 @@ def test_noise_targets_and_weights_are_those_of_diffusers(base: Path, prediction
     assert model_of(base, min_snr_gamma=0).weights(times).tolist() == [1, 1, 1]
 
 
+def test_only_where_an_image_counts_is_learnt_from() -> None:
+    """The error of an image is the mean over its mask's weight; without a mask it is the plain mean."""
+    import torch
+    from lora.loss import image_errors
+
+    errors = torch.zeros(1, 4, 2, 2)
+    errors[..., 0] = 8.0
+    weight = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).view(1, 1, 2, 2)
+    assert image_errors(errors, {}).tolist() == [4]
+    assert image_errors(errors, {"weight": weight}).tolist() == [0]
+    assert image_errors(errors, {"weight": 1 - weight}).tolist() == [8]
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [

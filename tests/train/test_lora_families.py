@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.train.conftest import Train, chosen_options, tool
 
@@ -64,7 +66,7 @@ def read_as_comfyui(family: str, pipeline: Any, file: Path, model: Any) -> None:
 
 NETWORKS = {
     ("sd15", "lora"): {"targets": "locon", "conv_rank": 2, "conv_alpha": 3.0, "text_lr": 1e-2, "text_rank": 2},
-    ("sd15", "dora"): {"targets": "locon"},
+    ("sd15", "dora"): {"targets": "attention"},
     ("sd15", "loha"): {"targets": "locon", "conv_rank": 2, "text_lr": 1e-2},
     ("sd15", "lokr"): {"targets": "locon"},
     ("sdxl", "lora"): {"targets": "attention", "text_lr": 1e-2},
@@ -114,6 +116,14 @@ def test_every_network_makes_the_trained_picture_elsewhere(
 
 
 STOPPED = {
+    "data": {
+        "flip": True,
+        "shuffle_tags": True,
+        "masks": "files",
+        "mask_background": 0.1,
+        "more_resolutions": "96",
+        "prior_weight": 0.5,
+    },
     "sd15": {"targets": "attention", "noise_offset": 0.1, "debiased": True},
     "adamw": {"text_lr": 1e-3, "network": "loha"},
     "prodigy": {"optimizer": "prodigy", "lr": 1.0},
@@ -123,12 +133,18 @@ STOPPED = {
 
 
 @pytest.mark.parametrize("what", STOPPED)
-def test_a_stopped_training_resumes_bit_for_bit_with_every_optimiser(what: str, train: Train, tmp_path: Path) -> None:
+def test_a_stopped_training_resumes_bit_for_bit_with_every_optimiser(
+    what: str, train: Train, photographs: Path, tmp_path: Path
+) -> None:
     """Stopped after some steps, with averaged weights, it ends with the very files of one never interrupted."""
     from lora.ends import Interrupted
 
     options = {"steps": 4, "lr_schedule": "cosine", "batch_size": 2, "ema": 0.9, **STOPPED[what]}
     family = "sd15" if what == "sd15" else "flux"
+    if what == "data":
+        options |= {"prior": photographs, "dataset": tmp_path / "masked"}
+        shutil.copytree(photographs, options["dataset"])
+        Image.linear_gradient("L").resize((161, 114)).save(options["dataset"] / "cat00.mask.png")
     whole = train(family, **options, output=tmp_path / "whole")
     looks = iter(range(100))
 

@@ -13,7 +13,8 @@ from tests.train.conftest import ROOT, tool
 
 FLAGS = """
 base dataset output metrics cache name
-resolution bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions caption_dropout
+resolution more_resolutions bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions
+shuffle_tags keep_tags flip masks mask_background prior prior_weight caption_dropout
 network targets rank alpha text_lr text_rank text_alpha conv_rank conv_alpha
 steps batch_size grad_accumulation optimizer lr lr_schedule lr_cycles warmup weight_decay clip ema seed
 precision gradient_checkpointing threads min_snr_gamma debiased noise_offset

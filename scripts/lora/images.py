@@ -1,0 +1,132 @@
+"""Image files: opening them as their owner sees them, judging whether they can be trained on, and their pixels in a bucket.
+
+Editing rules: Pillow and the standard library only (this runs before torch is loaded); `load_pixels` opens an image exactly as `examine`
+judged it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+from PIL.Image import Resampling, Transpose
+
+from lora.options import Options
+
+if TYPE_CHECKING:
+    from lora.data import Photo
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+MASK = ".mask.png"
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def open_image(path: Path) -> tuple[Image.Image, int]:
+    """(the image, decoded whole and turned as the camera says; its number of pages). Unreadable: OSError, SyntaxError, ValueError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks and large sizes; a file it cannot read raises
+        with Image.open(path) as image:
+            # A camera's multi-picture JPEG (MPO) carries previews, not an animation.
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            image.load()
+            return ImageOps.exif_transpose(image), pages
+
+
+def is_see_through(image: Image.Image) -> bool:
+    """Whether any pixel is not opaque; a fully opaque alpha channel is no concern."""
+    if not image.has_transparency_data:
+        return False
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return bool(lowest < 255)
+
+
+def unusual(image: Image.Image) -> str:
+    """Why the image needs a conversion that its owner should agree to, or an empty string."""
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        return f"its colours are {image.mode}, not RGB"
+    if image.mode.startswith(("I", "F")):
+        return "it has more than 8 bits a channel"
+    if is_see_through(image):
+        return "it has transparent parts"
+    return ""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit values are scaled (Pillow alone would clip them), transparent parts become white."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    if image.mode == "F":
+        low, high = image.getextrema()
+        image = image.point(lambda value: (value - low) * (255 / max(high - low, 1e-9))).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def examine(path: Path, options: Options) -> tuple[int, int]:
+    """(width, height) of an image that can be trained on; anything else raises ValueError with the reason."""
+    try:
+        image, pages = open_image(path)
+    except UNREADABLE as error:
+        raise ValueError(f"it cannot be read as an image ({error})") from error
+    if pages > 1:
+        raise ValueError(f"it is animated or has several pages ({pages}); keep one picture")
+    if min(image.size) < options.smallest_image:
+        size = f"{image.width}×{image.height} px"
+        raise ValueError(f"it is {size}; the shorter side must be at least {options.smallest_image} px (--min-image)")
+    is_mask = options.masks == "alpha" and image.mode in ("RGBA", "LA", "PA", "P")
+    if (reason := unusual(image)) and not options.convert_images and not is_mask:
+        raise ValueError(f"{reason}; convert it, or pass --convert-images")
+    return image.size
+
+
+def mask_file(path: Path) -> Path:
+    """Where an image's mask lies: NAME.mask.png beside it."""
+    return path.with_name(path.stem + MASK)
+
+
+def open_mask(path: Path, source: str) -> Image.Image | None:
+    """The mask of an image, 8-bit grey, white where the image counts; None if it has none. Unfit: ValueError with the reason."""
+    image, _ = open_image(path)
+    if source == "alpha":
+        return image.convert("RGBA").getchannel("A") if is_see_through(image) else None
+    if not mask_file(path).is_file():
+        return None
+    try:
+        mask = open_image(mask_file(path))[0].convert("L")
+    except UNREADABLE as error:
+        raise ValueError(f"its mask {mask_file(path).name} cannot be read as an image ({error})") from error
+    if abs(mask.width / mask.height - image.width / image.height) > 0.02 * image.width / image.height:
+        shapes = f"{mask.width}×{mask.height} px, the image {image.width}×{image.height}"
+        raise ValueError(f"its mask {mask_file(path).name} has another shape: it is {shapes}")
+    return mask.resize(image.size)
+
+
+def examine_mask(path: Path, options: Options) -> bool:
+    """Whether an image has a mask; one that can be of no use raises ValueError with the reason."""
+    mask = open_mask(path, options.masks) if options.masks != "none" else None
+    if mask is not None and not options.mask_background and mask.getextrema()[1] == 0:
+        raise ValueError("its mask is black everywhere: nothing of it would be learnt")
+    return mask is not None
+
+
+def placed(image: Image.Image, photo: Photo) -> Image.Image:
+    """An image scaled and cropped to its photo's bucket, and mirrored if the photo is."""
+    size, (left, top) = photo.placement()
+    image = image.resize(size, Resampling.LANCZOS).crop((left, top, left + photo.bucket[0], top + photo.bucket[1]))
+    return image.transpose(Transpose.FLIP_LEFT_RIGHT) if photo.mirrored else image
+
+
+def load_pixels(photo: Photo) -> Image.Image:
+    """The image in its bucket, RGB."""
+    return placed(to_rgb(open_image(photo.path)[0]), photo)
+
+
+def load_mask(photo: Photo, source: str) -> Image.Image:
+    """Its mask in its bucket."""
+    mask = open_mask(photo.path, source)
+    assert mask is not None
+    return placed(mask, photo)
