@@ -145,6 +145,7 @@ def parse_facts(reply: str, host_key: str) -> HostFacts:
         gpu_mem_mib=tuple(memories),
         has=frozenset(has),
         host_key=host_key,
+        cuda="",  # asked for apart
         **sizes,
     )
 
