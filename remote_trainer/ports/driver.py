@@ -78,7 +78,8 @@ class Driver(Protocol):
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
         """Send at most one request.
 
-        The reply is a hint; a time-out is Ambiguous. A borrowed machine: no effect, the instance is returned.
+        The reply is a hint. Permanent: refused, and nothing was rented. Transient: nothing was rented, the same may work later. Everything
+        else, a time-out for one, is Ambiguous. A borrowed machine: no effect, the instance is returned.
         """
         ...
 
@@ -133,7 +134,10 @@ class Bidder(Protocol):
     """What a driver is besides, where ``abilities.spot``."""
 
     async def bid(self, instance: Instance, price: Decimal) -> None:
-        """Bid so much for a spot machine, US dollars an hour without its disk. Idempotent; one that is gone is no error."""
+        """Bid so much for a spot machine, US dollars an hour without its disk. Idempotent; one that is gone is no error.
+
+        Permanent: refused, the machine keeps the bid it has.
+        """
         ...
 
 
