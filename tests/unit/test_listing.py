@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from remote_trainer.effects import Seen
 from remote_trainer.errors import Transient
 from remote_trainer.model import Instance
 from remote_trainer.worker.listing import Listing, new_enough
+from remote_trainer.worker.machine import Machine
+from remote_trainer.worker.shop import Shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -137,3 +142,28 @@ def test_a_phase_needs_a_listing_of_its_own() -> None:
     assert new_enough(None, after(50), after(60)) == after(50)
     assert new_enough(after(30), after(50), after(60)) == after(50)
     assert new_enough(after(0), START, after(60)) == after(60 - 36)
+
+
+async def test_a_hundred_jobs_look_for_their_machines_with_one_request(driver: Lister, clock: Ticking) -> None:
+    """Each is shown what carries its own label, and when that was asked for; a phase that has just begun is no older listing's."""
+    unused = dict.fromkeys(("store", "writer", "objects", "make_driver", "find_secret", "policy"), cast(Any, None))
+    shop = Shop(**unused, clock=clock, deployment="dep", cache_dir=Path("c"), spool_dir=Path("s"))
+    patients = [Patient(driver, since=START) for _ in range(100)]
+    await asyncio.gather(*(Machine(shop, cast(Any, patient)).find_instance("rt-dep-0") for patient in patients))
+    assert len(driver.asked) == 1
+    assert {(patient.seen.instances_at, len(patient.seen.instances or ())) for patient in patients} == {(START, 2)}
+    clock.time = after(1)
+    late = Patient(driver, since=after(1))
+    await Machine(shop, cast(Any, late)).find_instance("rt-dep-1")
+    assert (late.seen.instances_at, len(late.seen.instances or ())) == (after(1), 1)
+
+
+class Patient:
+    """A job in a phase since then, of which nothing is known."""
+
+    def __init__(self, driver: Lister, since: datetime) -> None:
+        self.driver, self.seen = driver, Seen(since=START)
+        self.job = SimpleNamespace(attempt=None, since=since)
+
+    def observe(self, change: Callable[[Seen], Seen]) -> None:
+        self.seen = change(self.seen)
