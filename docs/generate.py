@@ -43,14 +43,20 @@ _REASONS = {
     ),
     Reason.TIME_LIMIT: ("`max_hours` is over", "submit with `--max-hours`; `retry` resumes"),
     Reason.COST_LIMIT: ("`max_cost` is reached", "submit with `--max-cost`; `retry` resumes"),
-    Reason.NO_CAPACITY: ("no offer fits", "ask for less, or use another driver"),
-    Reason.PROVISIONING_FAILED: ("no usable machine in time, or the driver refused", "`remote-trainer drivers check`"),
+    Reason.NO_CAPACITY: ("no place has a machine that fits", "ask for less, name more drivers, or `--strategy queue`"),
+    Reason.PROVISIONING_FAILED: (
+        "twelve tries in a row got no usable machine",
+        "`remote-trainer drivers check`; the message has the last try's words",
+    ),
     Reason.HOST_UNSUITABLE: ("the host lacks a program, GPU, memory or disk", "install it, or ask for less"),
     Reason.HOST_KEY_MISMATCH: ("the host shows another key than the pinned one", "find out why before you trust it"),
     Reason.TRANSFER_FAILED: ("the inputs cannot be brought to the host", "the message names the file"),
     Reason.ARTIFACTS_MISSING: ("the steps exited 0 and left nothing for a required output", "check the recipe's outputs"),
     Reason.INSTANCE_GONE: ("the provider no longer lists the instance", "nothing: the next attempt resumes"),
-    Reason.EVICTED: ("the provider gave the spot machine to somebody who pays more", "nothing: the next attempt resumes on another machine"),
+    Reason.EVICTED: (
+        "the provider gave the spot machine to somebody who pays more",
+        "nothing: the next attempt resumes on another machine",
+    ),
     Reason.HOST_REBOOTED: ("the host, or its container, restarted under the step", "nothing: the next attempt resumes"),
     Reason.SUPERVISOR_LOST: ("the step's processes were killed on the host", "look for the out-of-memory killer there"),
     Reason.HOST_WIPED: ("the host's disk is not the one we set up", "nothing: the next attempt starts over there"),
@@ -58,6 +64,28 @@ _REASONS = {
     Reason.ATTEMPTS_EXHAUSTED: ("the last allowed attempt was lost", "`retry` resumes; `--max-attempts`"),
     Reason.INTERNAL: ("our own bug, or a setting this worker lacks", "report it with the event list: `remote-trainer show JOB`"),
 }
+
+
+_ATTEMPTS = """\
+## Attempts
+
+An attempt is one try on one machine, under one label. Two things are bounded apart:
+
+- `max_attempts` counts attempts that **got a machine**: its host was set up and had what the plan needs. A lost one is followed by the
+  next, which resumes from the newest verified checkpoint.
+- What ended before, in a row: machines that did not boot, were unsuitable or evicted before the start, and offers that were refused.
+  After twelve the job ends with `provisioning_failed`, or `no_capacity`, and the last words. An attempt that gets a machine ends the row.
+
+A request to rent that was **refused** made nothing: the attempt asks for another offer, never for the same one again. One that was **not
+sent**, because a limit or its turn came in between, is sent anew for whatever is best then. One that is **unsure** is looked for first, in
+complete listings that are late enough, then in the provider's records where it keeps any (`records` in [drivers.md](drivers.md)): what is
+found is adopted, or given back if the job is ending. Only what neither knows was never made. Nothing is asked for while there is doubt.
+
+A **race** (`--race 2`) saves several offers and sends one request for each, all under the attempt's label. The first machine that is ready
+is set up; if it cannot serve, the next one takes its place. Once one serves, the others are given back.
+
+A **spot** machine that the provider stopped was evicted: it is destroyed, since its disk is paid for, and the next attempt begins
+elsewhere. After `max_evictions` the job rents on demand."""
 
 
 def lifecycle() -> str:
@@ -86,6 +114,8 @@ def lifecycle() -> str:
             "## Verdicts of an attempt",
             "",
             *_table("verdict | means", [f"`{verdict}` | {text}" for verdict, text in _VERDICTS.items()]),
+            "",
+            *_ATTEMPTS.splitlines(),
             "",
             "## Reasons",
             "",
