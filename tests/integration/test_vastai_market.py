@@ -72,3 +72,11 @@ async def test_what_was_asked_for_is_not_shown_again(crowded: tuple[SimVast, Vas
     with pytest.raises(Permanent):
         await driver.create(lost, Spec(image="i"), "rt-b")
     assert not {ours.id, lost.id} & {each.id for each in await driver.offers(WANTED)}
+
+
+async def test_a_look_whose_offers_are_all_asked_for_is_followed_by_another(crowded: tuple[SimVast, VastDriver]) -> None:
+    """Many jobs that come together use up a page: the market may have more."""
+    sim, driver = crowded
+    for number, offer in enumerate(await driver.offers(WANTED)):
+        await driver.create(offer, Spec(image="i"), f"rt-{number}")
+    assert await driver.offers(WANTED)

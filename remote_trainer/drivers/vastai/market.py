@@ -41,7 +41,6 @@ class Market:
             return self._seen[key][1]
 
     def take(self, offer_id: str) -> None:
-        """Show an offer no more: it was asked for, and is ours or somebody else's now."""
-        self._seen = {
-            each: (at, [row for row in rows if str(row.get("id")) != offer_id]) for each, (at, rows) in self._seen.items()
-        }
+        """Show an offer no more: it was asked for, and is ours or somebody else's now. What is used up so is looked for anew."""
+        left = {each: (at, [row for row in rows if str(row.get("id")) != offer_id]) for each, (at, rows) in self._seen.items()}
+        self._seen = {each: (at, rows) for each, (at, rows) in left.items() if rows or not self._seen[each][1]}
