@@ -33,6 +33,8 @@ T = TypeVar("T")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJsimulatedsimulatedsimulatedsimulated sim"
 #: As visibility_lag_s: what the service's lag may be here.
 LAG_S = 6.0
+#: How long requests take to arrive, at most: on a good line they keep their distance, and the service's limits never refuse one.
+_STEADY_S, _SWINGS_S = 0.15, 0.5
 #: A request to rent that comes later than that was held up by a process that stood still.
 PROMPT_S = 3.0
 
@@ -56,7 +58,8 @@ class Wire(httpx.AsyncBaseTransport):
             world.meet(asked)
             return world.service.ask(asked, late=late)
 
-        reply = await self._line.send(answer, self._lost, httpx.ReadTimeout, most_s=0.5, heavy=heavy)
+        most_s = _SWINGS_S if world.faults.loss else _STEADY_S
+        reply = await self._line.send(answer, self._lost, httpx.ReadTimeout, most_s=most_s, heavy=heavy)
         return await _brought(reply, float(request.extensions["timeout"]["read"]))
 
     def _lost(self, why: str) -> Exception:
