@@ -106,7 +106,7 @@ def test_only_what_everybody_has_left_ends(kind: Kind) -> None:
         done.run_to_end("exit 3")
         for each in (over, busy):
             each.host.begin("job", "s.1", "sleep 3600")
-        assert [done.keep().out, busy.keep().out, over.keep(silence=10, limit=1).out] == ["ok\n"] * 3
+        assert [busy.keep().out, done.keep().out, over.keep(silence=10, limit=1).out] == ["ok\n"] * 3
         done.wait_until_gone()
         over.wait_until_gone()
         assert not busy.gone
@@ -122,7 +122,7 @@ def test_words_and_results_keep_a_machine() -> None:
         os.utime(jumped.host.root / "j/job/lease", (TO_COME, TO_COME))
         results.run_to_end(OUTPUT)
         spoken.run_to_end("exit 0")
-        for each in (bare, jumped, results, spoken):
+        for each in (results, spoken, jumped, bare):  # who is to be kept has been silent for the longest time
             each.keep(silence=3 if each is spoken else 1)
 
         def both_gone() -> bool:
@@ -160,11 +160,14 @@ def test_there_is_one_watchman_until_its_job_is_cleaned_away(kind: Kind) -> None
         (first,) = eventually(lambda: (found := machine.watchmen()) and len(found) == 1 and found, "one watchman") or ()
         assert machine.keep(silence=NEVER, cut=-3).code == 78
         assert machine.watchmen() == [first]
-        os.kill(first, signal.SIGKILL)
-        eventually(lambda: machine.watchmen() == [], "its end")
         assert machine.keep(silence=NEVER).out == "ok\n"
         (second,) = machine.watchmen()
-        assert os.readlink(f"/proc/{second}/cwd") == "/"
+        assert second != first
+        os.kill(second, signal.SIGKILL)
+        eventually(lambda: machine.watchmen() == [], "its end")
+        assert machine.keep(silence=NEVER).out == "ok\n"
+        (third,) = machine.watchmen()
+        assert os.readlink(f"/proc/{third}/cwd") == "/"
         machine.host.ok("clean", "job", 1)
         eventually(lambda: machine.watchmen() == [], "its end")
     assert not machine.gone
