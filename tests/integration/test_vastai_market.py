@@ -10,7 +10,7 @@ import pytest
 
 from remote_trainer.drivers.vastai import pace
 from remote_trainer.drivers.vastai.driver import VastDriver
-from remote_trainer.errors import Permanent
+from remote_trainer.errors import Permanent, Transient
 from remote_trainer.model import Resources
 from remote_trainer.ports import DriverSettings, Spec
 from remote_trainer.testing.vast import demo
@@ -80,3 +80,15 @@ async def test_a_look_whose_offers_are_all_asked_for_is_followed_by_another(crow
     for number, offer in enumerate(await driver.offers(WANTED)):
         await driver.create(offer, Spec(image="i"), f"rt-{number}")
     assert await driver.offers(WANTED)
+
+
+async def test_a_spent_quota_is_told_and_not_asked_about_again(crowded: tuple[SimVast, VastDriver]) -> None:
+    """Until it is renewed at midnight no search is sent, and nobody waits for one; everything else goes on."""
+    sim, driver = crowded
+    sim.faults.arm("search-quota")
+    for _ in range(2):
+        with pytest.raises(Transient) as told:
+            await asyncio.wait_for(driver.offers(WANTED), 10)
+        assert (told.value.retry_after_s or 0) > 30
+    assert searches(sim) == 1
+    assert await driver.instances("") == []

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from remote_trainer.drivers.vastai.pace import Pace
+from remote_trainer.errors import Transient
 
 
 async def test_who_waits_no_longer_leaves_its_place() -> None:
@@ -43,6 +44,20 @@ async def test_a_hold_counts_for_those_who_wait_already() -> None:
     await pace.turn("create")
     waiting = asyncio.create_task(pace.turn("create"))
     await asyncio.sleep(0)
-    pace.hold("create", 3600.0)
+    pace.hold("create", 15.0)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(waiting, 0.2)
+
+
+async def test_a_limit_that_lasts_is_told_not_waited_for() -> None:
+    """A quota that is spent until midnight must not look like a request that takes its time; other kinds go on."""
+    pace = Pace({"search": 0.05, "list": 0.0})
+    await pace.turn("search")
+    waiting = asyncio.create_task(pace.turn("search"))
+    await asyncio.sleep(0)
+    pace.hold("search", 3600.0)
+    for each in (waiting, pace.turn("search")):
+        with pytest.raises(Transient) as told:
+            await asyncio.wait_for(each, 10)
+        assert 3500 < (told.value.retry_after_s or 0) <= 3600
+    await pace.turn("list")

@@ -21,7 +21,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from remote_trainer.drivers.vastai.envelope import Already, Gone, Reply, Scheduled, read
-from remote_trainer.drivers.vastai.pace import Pace, shared
+from remote_trainer.drivers.vastai.pace import PATIENT_S, Pace, shared
 from remote_trainer.errors import Ambiguous, Transient
 
 _DRIVER = "vastai"
@@ -32,7 +32,6 @@ _PAGE = 25  # the provider's most
 _PAGES_MAX = 200
 _TRIES = 4
 _BODY_MAX = 64 << 20  # bytes; a page of anything is a thousandth of that
-_PATIENT_S = 20.0  # a limit that asks for a longer wait goes up to the caller
 
 _SCHEDULE = "/api/v0/commands/schedule_job/"
 
@@ -293,7 +292,7 @@ async def _text(answer: httpx.Response, lost: type[Ambiguous] | type[Transient],
 
 
 def _worth_repeating(error: BaseException) -> bool:
-    return isinstance(error, Transient) and (error.retry_after_s or 0.0) <= _PATIENT_S
+    return isinstance(error, Transient) and (error.retry_after_s or 0.0) <= PATIENT_S
 
 
 def _mapping(body: Any, operation: str) -> Mapping[str, Any]:
