@@ -178,7 +178,8 @@ verb___watch() { # JOB SILENCE HOLD LIMIT
     [ $LOOK -ge 1 ] || LOOK=1
     [ $LOOK -le $LOOK_MAX ] || LOOK=$LOOK_MAX
     NAP=$LOOK
-    while sleep $NAP; do
+    while :; do
+        sleep $NAP # whoever kills this nap has ended nothing
         listen
         if reason; then
             [ -n "$SAID" ] || note "the end: $REASON"
