@@ -69,25 +69,35 @@ class Rental:
 
 def rentals(attempt: Attempt) -> Iterator[Rental]:
     """Yield the machines that an attempt rents, or rented."""
-    if attempt.offer is None or attempt.requested_at is None:
+    since = attempt.requested_at
+    if attempt.offer is None or since is None:
         return
-    ready_at = attempt.ready_at
-    if ready_at is None and attempt.facts is not None:
-        ready_at = attempt.requested_at  # saved by a version that did not note it
+    ready_at, gone_at = _ready_at(attempt, since), _gone_at(attempt)
     machine, disk = prices(attempt.offer, attempt.instance, raised=attempt.raised_at is not None)
-    yield Rental(
-        machine_per_hour=machine, disk_per_hour=disk, since=attempt.requested_at, ready_at=ready_at, gone_at=attempt.ended_at
-    )
+    yield Rental(machine_per_hour=machine, disk_per_hour=disk, since=since, ready_at=ready_at, gone_at=gone_at)
     for rival in attempt.rivals:
         machine, disk = prices(rival)
         # When it was ready is not known: at the latest with the one that was kept.
-        yield Rental(
-            machine_per_hour=machine,
-            disk_per_hour=disk,
-            since=attempt.requested_at,
-            ready_at=ready_at,
-            gone_at=attempt.rivals_gone_at or attempt.ended_at,
-        )
+        rival_gone_at = attempt.rivals_gone_at or gone_at
+        yield Rental(machine_per_hour=machine, disk_per_hour=disk, since=since, ready_at=ready_at, gone_at=rival_gone_at)
+
+
+def _ready_at(attempt: Attempt, since: datetime) -> datetime | None:
+    """Return since when a machine is paid for as ready.
+
+    One that is given back before it was seen ready may get so all the same until it is gone.
+    """
+    if attempt.ready_at is None and attempt.facts is not None:
+        return since  # saved by a version that did not note it
+    return attempt.ready_at or attempt.releasing_at
+
+
+def _gone_at(attempt: Attempt) -> datetime | None:
+    """Return when it was gone; not before anything else that is known of it, since workers' clocks may differ."""
+    if attempt.ended_at is None:
+        return None
+    known = (attempt.requested_at, attempt.ready_at, attempt.executing_at, attempt.fetching_at, attempt.releasing_at)
+    return max(attempt.ended_at, *(at for at in known if at is not None))
 
 
 def prices(offer: Offer, instance: Instance | None = None, *, raised: bool = False) -> tuple[Decimal, Decimal]:

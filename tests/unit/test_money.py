@@ -67,6 +67,16 @@ TABLE: dict[str, tuple[dict[str, object], float, str]] = {
     "ready: five minutes more are owed at once": (READY, 10, "0.045"),  # 10 min disk 0.015, 5 min machine 0.03
     "an hour after it was ready": (READY, 70, "0.495"),  # 70 min disk 0.105, 65 min machine 0.39
     "gone after an hour": ({**READY, "ended_at": NOW + after(70)}, 700, "0.495"),
+    "given back before it was ready": (  # 30 min disk 0.045; from then on it may be ready: 2 + 5 min machine 0.042
+        {"releasing_at": NOW + after(28), "ended_at": NOW + after(30)},
+        700,
+        "0.087",
+    ),
+    "ended by a clock that is behind": (  # as if it had ended when it was ready: 10 min disk 0.015, 5 min machine 0.03
+        {**READY, "ended_at": NOW - after(30)},
+        700,
+        "0.045",
+    ),
     "never ready": ({"ended_at": NOW + after(30)}, 700, "0.045"),
     "with traffic": ({**READY, **BYTES}, 70, "0.56"),  # and 0.06 in, 0.005 out
     "at the price that the instance has": ({**READY, "instance": SEEN}, 70, "0.66"),  # 70 min disk 0.14, 65 min machine 0.52
@@ -120,7 +130,7 @@ def test_cost_never_shrinks_with_time_and_is_never_negative(attempt: Attempt, on
     sooner, later = NOW + after(min(one, other)), NOW + after(max(one, other))
     assert D(0) <= attempt_cost(attempt, sooner) <= attempt_cost(attempt, later)
     if attempt.ended_at is not None:
-        assert attempt_cost(attempt, attempt.ended_at) == attempt_cost(attempt, attempt.ended_at + after(999))
+        assert attempt_cost(attempt, attempt.ended_at) == attempt_cost(attempt, attempt.ended_at + after(99999))
 
 
 @given(st.lists(attempts(), max_size=4), _minutes, _minutes)
