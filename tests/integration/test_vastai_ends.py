@@ -12,7 +12,7 @@ import pytest
 
 from remote_trainer.drivers.vastai import pace
 from remote_trainer.drivers.vastai.driver import VastDriver
-from remote_trainer.errors import Permanent
+from remote_trainer.errors import Permanent, Transient
 from remote_trainer.model import Instance, Offer
 from remote_trainer.ports import DriverSettings, Spec
 from remote_trainer.testing.vast import demo
@@ -95,3 +95,12 @@ async def test_who_gives_up_takes_it_from_nobody(sim: SimVast, driver: VastDrive
         await waiting[0]
     await asyncio.gather(*waiting[1:])
     assert ended(sim) == {one.id for one in machines}
+
+
+async def test_a_limit_that_lasts_is_told_to_all_who_wait(sim: SimVast, driver: VastDriver) -> None:
+    """Nobody waits ten minutes for a turn: who wants an end is told when to ask again."""
+    machines = await rented(driver, 3)
+    pace.shared(sim.url, sim.key).hold("destroy", 600.0)
+    told = await asyncio.wait_for(asyncio.gather(*(driver.destroy(one) for one in machines), return_exceptions=True), 10)
+    assert all(isinstance(each, Transient) and each.retry_after_s for each in told)
+    assert ends(sim) == []

@@ -42,9 +42,9 @@ class Ends:
 
     async def _send(self, api: VastApi) -> None:
         while self._waiting:
-            await api.turn_to_destroy()
+            turn = await asyncio.gather(api.turn_to_destroy(), return_exceptions=True)
             batch, self._waiting = self._waiting, {}
-            outcome = await asyncio.gather(self._ask(api, tuple(batch)), return_exceptions=True)
+            outcome = turn if turn[0] else await asyncio.gather(self._ask(api, tuple(batch)), return_exceptions=True)
             for waiting in batch.values():
                 if isinstance(outcome[0], BaseException):
                     waiting.set_exception(outcome[0])
