@@ -95,14 +95,11 @@ def wants_gradient_checkpointing(options: Options, family: type[Family], device:
 def prepare(options: Options, family: Family) -> Family:
     """The frozen model with fresh adapters."""
     adapters.attach(family, options)
-    saving = wants_gradient_checkpointing(options, type(family), family.device)
-    if saving:
+    if wants_gradient_checkpointing(options, type(family), family.device):
         family.net.enable_gradient_checkpointing()
     family.net.train()
     for encoder in family.encoders.values():
-        encoder.train()  # CLIP has no dropout; the mode only lets gradients be recomputed
-        if saving:
-            encoder.gradient_checkpointing_enable()
+        encoder.train()
     return family
 
 
