@@ -110,6 +110,7 @@ TRAINING = {
 
 
 @pytest.mark.train
+@pytest.mark.fault("evicted")
 async def test_a_training_that_was_evicted_ends_as_if_it_never_was(sim: SimVast, tmp_path: Path) -> None:
     """Outbid in mid-training, it goes on elsewhere from its newest verified checkpoint; the adapter is that of one never interrupted."""
     order = await asyncio.to_thread(_order, tmp_path)

@@ -83,6 +83,7 @@ FAULTS: dict[str, Fault] = {
     "host-disk-full": Fault("The host's disk is full at any write, the step's or the supervisor's", (2, 3, 5)),
     "pid-reused": Fault("The process number of a step belongs to another process", (5,)),
     "host-rebooted": Fault("The host restarts while a step runs", (2, 5, 7)),
+    "evicted": Fault("A spot machine is taken back in the middle of a training", (1, 4, 7)),
     "hostile-step": Fault("A step does whatever a step should not", (3, 5)),
     "no-inotify": Fault("The host has no inotify instances left", (3,)),
 }
