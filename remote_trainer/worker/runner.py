@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from decimal import Decimal
-from typing import Any
 
 from remote_trainer import log
 from remote_trainer.effects import Create, Destroy, Effect, Seen
 from remote_trainer.errors import Fenced, InvariantBroken, LeaseLost, RemoteTrainerError
 from remote_trainer.lifecycle import Decision, Moment, decide, forget
-from remote_trainer.model import SCHEMA, Event, Job, Lease
-from remote_trainer.policy import Cost, cost_of, settlement
+from remote_trainer.model import SCHEMA, Job, Lease
+from remote_trainer.policy import settlement
 from remote_trainer.ports import Change, Driver
+from remote_trainer.worker.history import events_of
 from remote_trainer.worker.perform import Performer
 from remote_trainer.worker.shop import Shop
 from remote_trainer.worker.trouble import Circumstances, judge
@@ -120,7 +119,7 @@ class JobRunner:
 
     async def _save(self, job: Job) -> None:
         job = self._performer.traffic.onto(job)
-        events = tuple(_events(self.job, job, self._moment()))
+        events = tuple(events_of(self.job, job, self._shop.clock.now()))
         # As this version writes it: an older worker, which would lose what it does not know, leaves it alone from now on.
         written = replace(job, schema=SCHEMA)
         await self._shop.writer.save(Change(job_id=job.id, token=self.token, job=written, events=events, entries=settlement(job)))
@@ -219,45 +218,3 @@ def _is_asked(wish: Effect, running: Effect) -> bool:
     if isinstance(wish, Destroy) and isinstance(running, Destroy):
         return wish.instance_id == running.instance_id and wish.round - running.round < _ROUNDS_MAX
     return wish == running
-
-
-def _events(before: Job, after: Job, moment: Moment) -> list[Event]:
-    """Return what a person should later read about this change."""
-    news = (*_step_news(before, after), *_cost_news(before, after))
-    found = [Event(at=moment.now, kind=kind, message=message, data=data) for kind, message, data in news]
-    if after.phase is not before.phase:
-        judged = after.attempt is not None and after.attempt.verdict is not None
-        new = judged and not (before.attempt is not None and before.attempt.verdict is not None)
-        why = after.message or (after.attempt.message if new and after.attempt else "")
-        message = f"{before.phase} → {after.phase}" + (f": {why}" if why else "")
-        data = {"from": before.phase, "to": after.phase, "attempt": len(after.attempts)}
-        found.append(Event(at=moment.now, kind="phase", message=message, data=data))
-    if after.note and after.note != before.note:
-        found.append(Event(at=moment.now, kind="note", message=after.note))
-    return found
-
-
-def _step_news(before: Job, after: Job) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield what became of step runs: kind, sentence, data."""
-    same = before.attempt is not None and len(before.attempts) == len(after.attempts)
-    known = {run.key: run for run in before.attempt.steps} if same and before.attempt else {}
-    for run in after.attempt.steps if after.attempt else ():
-        old = known.get(run.key)
-        if old is None:
-            yield "step", f"step {run.key} starts", {"step": run.key}
-        elif run.state is not old.state:
-            code = "" if run.exit_code is None else f" with code {run.exit_code}"
-            yield "step", f"step {run.key} {run.state}{code}", {"step": run.key, "state": run.state, "exit_code": run.exit_code}
-        elif run.stop_at is not None and old.stop_at is None:
-            yield "stop", f"stopping {run.key}: {run.why}", {"step": run.key}
-
-
-def _cost_news(before: Job, after: Job) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield what an attempt cost whose machine was given back, if it was rented: kind, sentence, data."""
-    ended = len([attempt for attempt in before.attempts if attempt.ended_at is not None])
-    for attempt in after.attempts[ended:]:
-        cost = cost_of(attempt, attempt.ended_at) if attempt.ended_at is not None else Cost()
-        if cost.total:
-            parts = {name: f"{getattr(cost, name):.6f}" for name in ("machine", "disk", "traffic")}
-            said = ", ".join(f"{name} ${Decimal(part):.4f}" for name, part in parts.items())
-            yield "cost", f"attempt {attempt.number} cost ${cost.total:.4f}: {said}", {"attempt": attempt.number, **parts}

@@ -11,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remote_trainer.cli import out
-from remote_trainer.effects import Seen
-from remote_trainer.lifecycle import Moment
 from remote_trainer.model import Attempt, HostFacts, Input, Instance, InstanceState, Job, Limits, Offer, Phase
 from remote_trainer.policy import (
-    Policy,
     attempt_cost,
     cost_between,
     cost_of,
@@ -28,7 +25,7 @@ from remote_trainer.policy import (
 )
 from remote_trainer.policy.forecast import FETCH_S
 from remote_trainer.policy.money import BILLED_TAIL_S
-from remote_trainer.worker.runner import _events
+from remote_trainer.worker.history import events_of
 from tests.unit.life import NOW, RENTED, Life, a_job
 
 D = Decimal
@@ -253,12 +250,11 @@ def test_a_machine_that_is_given_back_tells_what_it_cost() -> None:
     """The event names the parts; a borrowed machine has none to tell."""
     running = a_job_of(an_attempt(**READY, **BYTES))
     ended = a_job_of(an_attempt(**READY, **BYTES, ended_at=NOW + after(70)), an_attempt(2, requested_at=None))
-    moment = Moment(seen=Seen(since=NOW), now=NOW, policy=Policy(), abilities=RENTED, deployment="dep")
-    [told] = [event for event in _events(running, ended, moment) if event.kind == "cost"]
+    [told] = [event for event in events_of(running, ended, NOW) if event.kind == "cost"]
     assert told.message == "attempt 1 cost $0.5600: machine $0.3900, disk $0.1050, traffic $0.0650"
-    assert not [event for event in _events(ended, ended, moment) if event.kind == "cost"]
+    assert not [event for event in events_of(ended, ended, NOW) if event.kind == "cost"]
     free = a_job_of(an_attempt(offer=Offer(id="own", driver="local"), ended_at=NOW + after(70)))
-    assert not [event for event in _events(running, free, moment) if event.kind == "cost"]
+    assert not [event for event in events_of(running, free, NOW) if event.kind == "cost"]
 
 
 def test_cost_is_shown_so_far_and_of_the_whole() -> None:

@@ -243,8 +243,12 @@ class Promises:
         there = [one for one in world.provider.alive() if one.instance.label == label]
         if len(there) < 2 or job.phase in (Phase.PROVISIONING, Phase.RELEASING):
             self._crowded.pop(label, None)
-        elif world.now - self._crowded.setdefault(label, world.now) > (grace_s := REAPED_S if world.faults.loss else _CALM_S):
+        elif world.now - self._crowded.setdefault(label, world.now) > (grace_s := self._crowd_s()):
             raise world.broken(f"{len(there)} machines are kept for {label}, {grace_s:.0f} s after one of them was chosen")
+
+    def _crowd_s(self) -> float:
+        """While all workers are away nobody gives anything back."""
+        return REAPED_S + self._world.exodus_s if self._world.faults.loss else _CALM_S
 
     def _claimed(self, label: str) -> bool:
         row = self._world.store.rows.get(job_of(label))
