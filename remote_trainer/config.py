@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from remote_trainer.config_limits import BudgetSettings, LimitSettings
 from remote_trainer.errors import ConfigError
 from remote_trainer.model import Limits
 from remote_trainer.policy import Budget, Spending
@@ -76,25 +77,6 @@ class S3Settings(BaseModel):
         default=None, description="PEM file with the authorities to trust; empty: the usual ones"
     )
     path_style: bool = Field(default=False, description="put the bucket into the path instead of the host name (MinIO)")
-
-
-class LimitSettings(BaseModel):
-    """Bounds of a job that names none of its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_hours: float = Field(default=24.0, gt=0, description="hours a job may last, from its first attempt's start")
-    max_cost: Decimal = Field(default=Decimal(0), ge=0, description="US dollars a job may cost; 0: no cap")
-    max_attempts: int = Field(default=3, ge=1, description="instances a job may use up, one after the other")
-
-
-class BudgetSettings(BaseModel):
-    """What one tenant's jobs may cost."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    per_day: Decimal = Field(default=Decimal(0), ge=0)
-    per_month: Decimal = Field(default=Decimal(0), ge=0)
 
 
 class Settings(BaseSettings):
