@@ -60,10 +60,11 @@ async def ship(
             progress(before + done, total)
 
     way = way or Way(Traffic(), key)
-    for given in inputs:
-        await _ship(_Errand(depot, key, way), given, cache, advance)
-        advance(given.size)
-        before += given.size
+    with way.used():
+        for given in inputs:
+            await _ship(_Errand(depot, key, way), given, cache, advance)
+            advance(given.size)
+            before += given.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,17 +32,8 @@ class Uplink:
     """Our own line, as far as transfers to rented machines tell."""
 
     def __init__(self) -> None:
-        self.under_way = 0
+        self.under_way = 0  # transfers of ours
         self._slow: dict[str, float] = {}  # machines, one after the other → when, by the loop's clock
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Count a transfer while it lasts."""
-        self.under_way += 1
-        try:
-            yield
-        finally:
-            self.under_way -= 1
 
     def blames(self, machine: str, mbit: float, floor: float) -> bool:
         """Is it a machine's fault that so much came through to it? ``floor`` is its part of our line."""
@@ -90,6 +81,18 @@ class Way:
     _sent: int = 0
     _judged: bool = False
 
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Take our own line while a transfer lasts."""
+        if self.uplink is None:
+            yield
+            return
+        self.uplink.under_way += 1
+        try:
+            yield
+        finally:
+            self.uplink.under_way -= 1
+
     def count(self, size: int) -> None:
         """Note that so many bytes were sent."""
         self._sent += size
@@ -110,15 +113,14 @@ class Way:
         """Watch a transfer of so many bytes, once, while it runs. HostLacks when it is too slow and that is the machine's fault."""
         if self.uplink is None or not self.min_mbit or self._judged:
             return
-        with self.uplink.used():
-            began = self._sent
-            await asyncio.sleep(SETTLES_S)
-            before, others = self._sent, self.uplink.under_way
-            await asyncio.sleep(MEASURED_S)
-            if self._sent - began >= size:
-                return  # all is on its way: what is waited for is the machine's word that it is whole
-            self._judged = True
-            floor = self.min_mbit / max(others, self.uplink.under_way)
+        began = self._sent
+        await asyncio.sleep(SETTLES_S)
+        before, at_once = self._sent, self.uplink.under_way
+        await asyncio.sleep(MEASURED_S)
+        if self._sent - began >= size:
+            return  # all is on its way: what is waited for is the machine's word that it is whole
+        self._judged = True
+        floor = self.min_mbit / max(1, at_once, self.uplink.under_way)
         mbit = (self._sent - before) * 8 / 1e6 / MEASURED_S
         if self.uplink.blames(self.machine, mbit, floor):
             raise HostLacks(f"{address} takes {mbit:.2f} Mbit/s from here, at least {floor:.2f} are wanted")

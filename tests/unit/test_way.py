@@ -42,7 +42,7 @@ async def transfer(way: Way, mbit: float, size: float = 1e12) -> None:
             left -= piece
             await asyncio.sleep(0.1)
 
-    async with asyncio.timeout(None):
+    with way.used():
         sending = asyncio.create_task(send())
         try:
             await way.judge("box", int(size))
@@ -83,6 +83,8 @@ def test_transfers_at_once_share_our_own_line() -> None:
         uplink = Uplink()
         await asyncio.gather(*(transfer(a_way(uplink, f"m{number}"), 1.1) for number in range(4)))
         assert uplink.under_way == 0
+        with a_way(uplink, "m9").used():  # one that was judged long ago, and goes on
+            await transfer(a_way(uplink, "m8"), 2.2)
         with pytest.raises(HostLacks):
             await transfer(a_way(uplink, "m5"), 1.1)
 
