@@ -20,6 +20,7 @@ OFFER: dict[str, Any] = {
     "num_gpus": 1,
     "gpu_name": "RTX 4090",
     "gpu_ram": 24564,
+    "compute_cap": 890,
     "cuda_max_good": 12.8,
     "cpu_cores": 32,
     "cpu_cores_effective": 16.0,
@@ -111,6 +112,7 @@ def test_what_is_no_gpu_machine_is_no_offer(row: dict[str, Any]) -> None:
         ({"reliability2": None}, "reliability 0"),
         ({"inet_down": 50}, "Mbit/s"),
         ({"cuda_max_good": "11.8"}, "CUDA 11.8"),
+        ({"compute_cap": 700}, "compute capability 7, 8 wanted"),
         ({"direct_port_count": 0}, "direct ports 0"),
         ({"duration": 3600}, "offered for seconds 3600"),
     ],
@@ -135,6 +137,7 @@ def test_the_query_asks_in_the_providers_units() -> None:
     asked = query(Wishes(blocked_machines=frozenset({9, 3}), gpu_names=("L40S",), min_hours=2), WANTED)
     assert asked["gpu_ram"] == {"gte": 24000}
     assert asked["duration"] == {"gte": 7200}
+    assert asked["compute_cap"] == {"gte": 800}
     assert asked["allocated_storage"] == 105.0
     assert asked["disk_space"] == {"gte": 105}, "what is rented: as much as is wanted is to be free on it"
     assert asked["machine_id"] == {"notin": [3, 9]}

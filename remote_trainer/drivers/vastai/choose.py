@@ -20,6 +20,7 @@ from remote_trainer.model import Offer, Resources
 from remote_trainer.ports import Refusal
 
 _GB = 1000  # the provider counts MB
+_CAP = 100  # and hundredths of a compute capability
 ROWS_MAX = 64  # are shown, whatever is asked for
 _DISK_MIN_GB = 10
 _DISK_SHARE = 1.05  # of a rented disk, so much is there before we come: the file system's own, and what logging in needs
@@ -36,6 +37,7 @@ class Wishes:
     min_reliability: float = 0.98
     min_download_mbit: float = 200.0
     min_cuda: float = 12.4
+    min_compute_cap: float = 8.0  # the first generation that computes in bf16
     min_hours: float = 24.0  # so long the offer must last
     max_price: Decimal = Decimal(0)  # US dollars an hour with the disk; 0: none
     blocked_machines: frozenset[int] = frozenset()
@@ -57,6 +59,7 @@ def query(wishes: Wishes, wanted: Resources, *, spot: bool = False) -> dict[str,
         "reliability2": {"gte": wishes.min_reliability},
         "inet_down": {"gte": wishes.min_download_mbit},
         "cuda_max_good": {"gte": wishes.min_cuda},
+        "compute_cap": {"gte": round(wishes.min_compute_cap * _CAP)},
         "duration": {"gte": wishes.min_hours * 3600},
     }
     if wishes.verified:
@@ -135,6 +138,11 @@ def _gpu_name(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> 
     return f"a {name}, which the profile does not name" if unwanted else ""
 
 
+def _compute_cap(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
+    have = number(row, "compute_cap") / _CAP
+    return f"compute capability {have:g}, {wishes.min_compute_cap:g} wanted" if have < wishes.min_compute_cap else ""
+
+
 def _region(row: Row, candidate: Offer, wishes: Wishes, wanted: Resources) -> str:
     place = text(row, "geolocation")
     return f"in {place or 'an unknown place'}" if wishes.regions and place.rpartition(", ")[2] not in wishes.regions else ""
@@ -173,6 +181,7 @@ _REFUSALS: Mapping[str, _Check] = {
     "min_reliability": _at_least("reliability2", "reliability", lambda wishes, _: wishes.min_reliability),
     "min_download_mbit": _at_least("inet_down", "download, Mbit/s,", lambda wishes, _: wishes.min_download_mbit),
     "min_cuda": _at_least("cuda_max_good", "CUDA", lambda wishes, _: wishes.min_cuda),
+    "min_compute_cap": _compute_cap,
     "direct ports": _at_least("direct_port_count", "direct ports", lambda *_: 1),
     "min_hours": _at_least("duration", "offered for seconds", lambda wishes, _: wishes.min_hours * 3600),
 }

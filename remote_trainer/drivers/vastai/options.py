@@ -43,6 +43,7 @@ SCHEMA: Mapping[str, Any] = {
         "min_reliability": _least("0 to 1; default: 0.98", maximum=1),
         "min_download_mbit": _least("the machine's own word, Mbit/s; default: 200"),
         "min_cuda": _least("newest CUDA the machine's driver can run; default: 12.4"),
+        "min_compute_cap": _least("GPU generation as CUDA counts it; default: 8.0, the first with bf16"),
         "min_hours": _least("how long the offer must last; default: 24"),
         "max_price": _least("US dollars an hour with the disk, a spot machine's with the least bid; default: no cap"),
         "blocked_machines": {
