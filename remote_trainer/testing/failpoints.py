@@ -61,7 +61,20 @@ _ACTS: Mapping[str, frozenset[str]] = {
 #: Verbs that only look, let go, or carry another port's verb; and the one that no job uses, ``cancel``: ``stop`` takes the start away, too.
 _LOOKS: Mapping[str, frozenset[str]] = {
     "store": frozenset(
-        {"close", "deployment", "get", "find", "holders", "events", "log_streams", "read_log", "metrics", "watch", "export"}
+        {
+            "close",
+            "deployment",
+            "ledger",
+            "get",
+            "find",
+            "holders",
+            "events",
+            "log_streams",
+            "read_log",
+            "metrics",
+            "watch",
+            "export",
+        }
     ),
     "driver": frozenset({"offers", "connect", "check", "close"}),
     "host": frozenset({"transport", "status", "cancel", "digests", "outputs", "read"}),

@@ -103,7 +103,9 @@ def test_every_field_of_a_schema_is_explained(name: str) -> None:
                 ("resources", "retries")
             )
         ]  # fmt: skip
-        return bare + [found for key, item in node.items() for found in walk(item, f"{path}/{key}")]
+        explained_elsewhere = ("if", "then", "else")  # conditions narrow fields that are explained where they are declared
+        inner = ((key, item) for key, item in node.items() if key not in explained_elsewhere)
+        return bare + [found for key, item in inner for found in walk(item, f"{path}/{key}")]
 
     schema = json.loads(json.dumps(load_schema(name)))
     assert walk(schema, "") == []
