@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -318,9 +318,11 @@ def only(tmp_path: Path) -> Callable[[str], str]:
     return make
 
 
-def bid_farewell(driver: VastDriver, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def bid_farewell(
+    driver: VastDriver, environment: Mapping[str, str], shell: Sequence[str] = ("/bin/sh",)
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/bin/sh", "-s"], input=driver.farewell, env=dict(environment), capture_output=True, text=True, timeout=60, check=False
+        [*shell, "-s"], input=driver.farewell, env=dict(environment), capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -344,6 +346,18 @@ async def test_a_machine_ends_itself(
     again = bid_farewell(driver, {"PATH": path, "CONTAINER_ID": made.id, "CONTAINER_API_KEY": kept.api_key})
     assert again.returncode == 0, again.stderr
     assert sim.key not in driver.farewell
+
+
+@pytest.mark.shells
+@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
+async def test_any_shell_will_do(sim: SimVast, driver: VastDriver, shell: str) -> None:
+    """Images bring the one they like."""
+    _, made = await rent(driver)
+    key = sim.live[int(made.id)].api_key
+    environment = {"PATH": os.environ["PATH"], "CONTAINER_ID": made.id, "CONTAINER_API_KEY": key}
+    done = bid_farewell(driver, environment, shell.split())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert sim.live[int(made.id)].ended_at is not None
 
 
 @pytest.mark.parametrize("program", ["curl", "python3", "wget"])
