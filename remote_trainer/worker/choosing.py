@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from remote_trainer import log
 from remote_trainer.effects import ChooseOffer, Seen
@@ -93,9 +94,10 @@ async def _ask(shop: Shop, job: Job, index: int) -> _Answer:
     else:
         avoid = failed_offers(job) if job.fallbacks else frozenset()
     wanted = needs(job.plan, place)
-    suitable = [(offer, shop.gates.refusal(job, offer)) for offer in offers if not fits(offer, wanted, job.limits)]
-    lots = [Lot(offer=offer, place=index, avoided=is_avoided(offer, avoid)) for offer, dear in suitable if not dear]
-    return _Answer(lots=lots, passed=len(offers) - len(suitable), dear=[dear for _, dear in suitable if dear])
+    suitable = [offer for offer in offers if not fits(offer, wanted, replace(job.limits, max_cost=Decimal(0)))]
+    dear = {offer.id: fits(offer, wanted, job.limits) or shop.gates.refusal(job, offer) for offer in suitable}
+    lots = [Lot(offer=offer, place=index, avoided=is_avoided(offer, avoid)) for offer in suitable if not dear[offer.id]]
+    return _Answer(lots=lots, passed=len(offers) - len(suitable), dear=list(filter(None, dear.values())))
 
 
 async def _offers(driver: Driver, job: Job, place: Place) -> Sequence[Offer]:
@@ -122,5 +124,5 @@ def _words(job: Job, index: int, answer: _Answer) -> str:
     if answer.error is not None:
         return f"driver {place.driver} cannot say what it has: {answer.error}"
     if answer.dear:
-        return f"driver {place.driver} has {len(answer.dear)} machines that fit and are too dear: {answer.dear[0]}"
+        return f"driver {place.driver} has machines that fit, {len(answer.dear)} of them, and all are too dear: {answer.dear[0]}"
     return f"driver {place.driver} has no machine that fits {needs(job.plan, place)} among {answer.passed} offers"

@@ -142,8 +142,10 @@ async def test_a_job_is_told_why_nothing_is_cheap_enough() -> None:
     ground = Ground(Spending(max_instance_price=D("0.60")))
     assert (await choose(ground.shop, job(), Seen(since=START))).offer.id == "o1"
     poor = Ground(Spending(max_instance_price=D("0.10")))
-    with pytest.raises(NoCapacity, match=r"2 machines that fit and are too dear: .*max_instance_price is 0\.10"):
+    with pytest.raises(NoCapacity, match=r"2 of them, and all are too dear: .*max_instance_price is 0\.10"):
         await choose(poor.shop, job(), Seen(since=START))
+    with pytest.raises(NoCapacity, match=r"all are too dear: one hour costs 0\.50 of the 0\.40"):
+        await choose(ground.shop, job(limits=Limits(max_cost=D("0.40"))), Seen(since=START))
 
 
 # ------------------------------------------------------------------------------------------------------------- an hour
