@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from remote_trainer import log
 from remote_trainer.effects import ChooseOffer, Seen
-from remote_trainer.errors import DriverError, NoCapacity, RemoteTrainerError, TransportError, UsageError
+from remote_trainer.errors import DriverError, NoCapacity, RemoteTrainerError, SpendingHeld, TransportError, UsageError
 from remote_trainer.model import Job, Offer, Place, Strategy
 from remote_trainer.policy import Lot, estimate, evictions, fits, is_avoided, needs, pick, with_bid
 from remote_trainer.ports import Driver
@@ -46,12 +46,42 @@ class _Answer:
 
 
 async def choose(shop: Shop, job: Job, seen: Seen) -> Choice:
-    """Return the choice. NoCapacity if no place has a machine that fits; else the error of one that could not answer."""
+    """Return the choice. NoCapacity if no place has a machine that fits; else the error of one that could not answer.
+
+    SpendingHeld if there are machines, and at no place is money left for them now: one that costs nothing is taken rather than waited.
+    """
+    held: dict[int, SpendingHeld] = {}
+    while True:
+        try:
+            found = await _choose(shop, job, seen, without=held.keys())
+        except RemoteTrainerError:
+            if held:
+                raise next(iter(held.values())) from None
+            raise
+        place = job.places[found.place]
+        try:
+            await shop.gates.check(job, (found.offer, *found.rivals), shop.driver(place.driver, place.options))
+        except SpendingHeld as error:
+            held[found.place] = error
+            if len(held) == len(job.places):
+                raise next(iter(held.values())) from None
+            continue
+        for offer in (found.offer, *found.rivals):
+            shop.market.take(offer.id)
+        if job.fallbacks:
+            _log.info(
+                log.event("provisioning"), action="place_chosen", place=found.place, driver=place.driver, offer=found.offer.id
+            )
+        return found
+
+
+async def _choose(shop: Shop, job: Job, seen: Seen, *, without: Collection[int]) -> Choice:
+    """Return the choice among all places but some."""
     attempt, strategy = job.attempts[-1], job.provision.strategy
     patient = ChooseOffer not in seen.troubles or seen.troubles[ChooseOffer].count < _CHANCES
     answers: list[_Answer] = []
     for batch in _batches(job, strategy):
-        batched = await asyncio.gather(*(_ask(shop, job, index) for index in batch))
+        batched = await asyncio.gather(*(_ask(shop, job, index) for index in batch if index not in without))
         for answer in batched:
             if patient and answer.error is not None and answer.error.transient:
                 raise answer.error
@@ -65,11 +95,6 @@ async def choose(shop: Shop, job: Job, seen: Seen) -> Choice:
         raise _nothing(job, answers)
     place = chosen[0].place
     first, *rivals = [lot.offer for lot in chosen[: max(1, job.places[place].provision.race)]]
-    await shop.gates.check(job, (first, *rivals), shop.driver(job.places[place].driver, job.places[place].options))
-    for offer in (first, *rivals):
-        shop.market.take(offer.id)
-    if job.fallbacks:
-        _log.info(log.event("provisioning"), action="place_chosen", place=place, driver=first.driver, offer=first.id)
     return Choice(place=place, offer=first, rivals=tuple(rivals))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from remote_trainer.effects import ChooseOffer, Seen
 from remote_trainer.errors import NoCapacity, SpendingHeld, Transient
-from remote_trainer.model import Attempt, Instance, Job, JobId, Limits, Offer, Phase, Resources
+from remote_trainer.model import Attempt, Instance, Job, JobId, Limits, Offer, Phase, Place, Resources
 from remote_trainer.policy import Budget, Policy, Spending, committed, too_dear
 from remote_trainer.policy.choice import Estimate
 from remote_trainer.ports import Abilities, JobQuery, Page
@@ -82,13 +82,14 @@ class Ground:
 
     def __init__(self, spending: Spending | None = None, *, borrowed: bool = False) -> None:
         self.store, self.market, self.clock = Jobs(), Market(borrowed=borrowed), Ticking()
+        self.free = Market(borrowed=True)
         nothing = cast(Any, None)
         parts: Mapping[str, Any] = {
             **dict.fromkeys(("writer", "objects", "find_secret"), nothing),
             "store": self.store,
             "clock": self.clock,
             "policy": Policy(),
-            "make_driver": lambda name, options: self.market,
+            "make_driver": lambda name, options: self.free if name == "lab" else self.market,
         }
         self.shop = Shop(**parts, deployment="dep", cache_dir=Path("c"), spool_dir=Path("s"), spending=spending or Spending())
         self.shop.driver("market", {})
@@ -146,6 +147,18 @@ async def test_a_job_is_told_why_nothing_is_cheap_enough() -> None:
         await choose(poor.shop, job(), Seen(since=START))
     with pytest.raises(NoCapacity, match=r"all are too dear: one hour costs 0\.50 of the 0\.40"):
         await choose(ground.shop, job(limits=Limits(max_cost=D("0.40"))), Seen(since=START))
+
+
+async def test_a_machine_that_costs_nothing_is_taken_rather_than_waited_for_money() -> None:
+    """Of several places the first may have no money now; when none has, it is waited for."""
+    ground = Ground()
+    ground.market.left = D("0.10")
+    lab = Place(driver="lab")
+    waits = replace(job(), fallbacks=(Place(driver="market", options={"other": "account"}),))
+    with pytest.raises(SpendingHeld):
+        await choose(ground.shop, waits, Seen(since=START))
+    found = await choose(ground.shop, replace(waits, fallbacks=(*waits.fallbacks, lab)), Seen(since=START))
+    assert found.place == 2
 
 
 # ------------------------------------------------------------------------------------------------------------- an hour
