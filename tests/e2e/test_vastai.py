@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -16,12 +15,10 @@ from remote_trainer.policy import job_cost
 from remote_trainer.service import jobs
 from remote_trainer.service.ledger import grant
 from remote_trainer.service.submit import Order, submit
-from remote_trainer.testing.vast import demo
-from remote_trainer.testing.vast.local import LocalMachines
 from remote_trainer.testing.vast.server import SimVast
 from remote_trainer.worker.audit import Audit
 from tests.support.rig import Rig, installation
-from tests.support.sshtarget import SshTarget
+from tests.support.vasthere import OPTIONS, nowhere, vast_here
 
 pytestmark = pytest.mark.sshd
 
@@ -29,19 +26,14 @@ PATIENCE_S = 110.0
 
 
 @pytest.fixture
-def sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimVast]:
-    """A service with offers for all, its instances on this machine; this process and its workers have its key."""
-    offers = [demo.offer(number, dph_base=0.3 + number / 10_000) for number in range(100, 110)]
-    with SimVast(offers, machines=LocalMachines(tmp_path / "instances")) as sim:
-        monkeypatch.setenv("VAST_URL", sim.url)
-        monkeypatch.setenv("VAST_API_KEY", sim.key)
+def sim(tmp_path: Path) -> Iterator[SimVast]:
+    with vast_here(tmp_path) as sim:
         yield sim
 
 
 async def _submit(rig: Rig, order: Mapping[str, Any] = MappingProxyType({}), **settings: object) -> Job:
-    options = {"user": getpass.getuser(), "visibility_lag_s": "1"}
     given = [f"{name}={value}" for name, value in {"record": rig.record, **settings}.items()]
-    return await submit(rig.app, Order(tool="abused@1", driver="vastai", driver_options=options, settings=given, **order))
+    return await submit(rig.app, Order(tool="abused@1", driver="vastai", driver_options=OPTIONS, settings=given, **order))
 
 
 async def _check_money(rig: Rig, ended: Sequence[Job]) -> None:
@@ -69,8 +61,7 @@ async def test_jobs_rent_run_and_give_back(sim: SimVast, tmp_path: Path) -> None
     """
     sim.faults.arm("create-dropped")
     sim.faults.arm("boot-key-denied", seconds=3)
-    nowhere = SshTarget(tmp_path, "127.0.0.1", 1, getpass.getuser())
-    async with installation(tmp_path / "rig", nowhere) as rig:
+    async with installation(tmp_path / "rig", nowhere(tmp_path)) as rig:
         await grant(rig.app, "ada", Decimal(5), "")
         queued = [await _submit(rig, lines=3, order={"tenant": "ada", "max_cost": Decimal(1)}) for _ in range(2)]
         assert await rig.app.store.ledger.balance("ada") == 3
@@ -85,5 +76,3 @@ async def test_jobs_rent_run_and_give_back(sim: SimVast, tmp_path: Path) -> None
     labels = [entry.label for entry in sim.record.entries("created")]
     assert sorted(labels) == sorted(job.attempt.label for job in ended if job.attempt)
     assert sim.record.doubles() == []
-    assert sim.record.alive() == []
-    assert not any(path.is_dir() for path in (tmp_path / "instances").iterdir())

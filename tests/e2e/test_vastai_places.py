@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import hashlib
 import json
 import os
@@ -28,18 +27,15 @@ from remote_trainer.model import Job, Phase, Reason
 from remote_trainer.policy import Policy
 from remote_trainer.service.submit import Order, submit
 from remote_trainer.testing import openssh
-from remote_trainer.testing.vast import demo
-from remote_trainer.testing.vast.local import LocalMachines
 from remote_trainer.testing.vast.server import SimVast
 from remote_trainer.worker.loop import Worker
 from tests.support.rig import Rig, installation, wait_for
-from tests.support.sshtarget import SshTarget
+from tests.support.vasthere import OPTIONS, nowhere, vast_here
 
 pytestmark = [pytest.mark.sshd, pytest.mark.timeout(300)]
 
 PATIENCE_S = 200.0
 ROOT = Path(__file__).parents[2]
-OPTIONS = {"user": getpass.getuser(), "visibility_lag_s": 1}
 QUICK = Policy(instance_poll_s=1, lag_margin_s=1, gone_confirm_s=2, capacity_retry_s=1)
 
 
@@ -48,23 +44,17 @@ def sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimVast]:
     """A service with a few offers, its instances on this machine; requests need not wait their turn."""
     for kind in pace.INTERVALS_S:
         monkeypatch.setitem(pace.INTERVALS_S, kind, 0.0)
-    offers = [demo.offer(number, dph_base=0.3 + number / 10_000) for number in range(100, 106)]
-    with SimVast(offers, machines=LocalMachines(tmp_path / "instances")) as sim:
-        monkeypatch.setenv("VAST_URL", sim.url)
-        monkeypatch.setenv("VAST_API_KEY", sim.key)
+    with vast_here(tmp_path) as sim:
         yield sim
-    assert sim.record.alive() == []
-    assert not any(path.is_dir() for path in (tmp_path / "instances").iterdir())
 
 
 @contextlib.asynccontextmanager
 async def working(tmp_path: Path) -> AsyncIterator[Rig]:
     """An installation with a worker."""
-    nowhere = SshTarget(tmp_path, "127.0.0.1", 1, getpass.getuser())
     drivers = tmp_path / "drivers"
     drivers.mkdir()
     (drivers / "rare.yaml").write_text("driver: vastai\noptions: {gpu_names: [B200]}\n")
-    async with installation(tmp_path / "rig", nowhere, collect_interval_s=1, drivers_path=drivers) as rig:
+    async with installation(tmp_path / "rig", nowhere(tmp_path), collect_interval_s=1, drivers_path=drivers) as rig:
         shop = await rig.app.shop()
         shop.policy = QUICK
         worker = asyncio.create_task(Worker(shop, lease_s=30, max_jobs=8).run())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,9 @@ from remote_trainer.host.watchman import Orders
 from remote_trainer.policy import Policy
 from remote_trainer.ports import SelfEnding
 from remote_trainer.service.submit import Order, submit
-from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.instances import Timings
-from remote_trainer.testing.vast.local import LocalMachines
-from remote_trainer.testing.vast.server import SimVast
 from tests.support.rig import installation, wait_for
-from tests.support.sshtarget import SshTarget
+from tests.support.vasthere import OPTIONS, nowhere, vast_here
 
 LINES = 8
 AT_ONCE = Timings(scheduled_s=0.01, created_s=0.01, loading_s=0.01, reboot_s=0.1, destroy_s=0.01)
@@ -25,16 +21,11 @@ pytestmark = [pytest.mark.sshd, pytest.mark.fault("worker-killed")]
 
 
 @pytest.mark.timeout(300)
-async def test_a_machine_whose_worker_is_dead_for_ever_is_gone_soon_after_its_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_machine_whose_worker_is_dead_for_ever_is_gone_soon_after_its_work(tmp_path: Path) -> None:
     """The worker set a watchman with its own patience; with a shorter one the machine outlives the step, and nothing else."""
-    nowhere = SshTarget(tmp_path, "127.0.0.1", 1, getpass.getuser())
-    with SimVast([demo.offer(100)], machines=LocalMachines(tmp_path / "instances"), timings=AT_ONCE) as sim:
-        monkeypatch.setenv("VAST_URL", sim.url)
-        monkeypatch.setenv("VAST_API_KEY", sim.key)
-        async with installation(tmp_path / "rig", nowhere) as rig:
-            options = {"user": getpass.getuser(), "visibility_lag_s": "0"}
+    with vast_here(tmp_path, offers=1, timings=AT_ONCE) as sim:
+        async with installation(tmp_path / "rig", nowhere(tmp_path)) as rig:
+            options = {**OPTIONS, "visibility_lag_s": 0}
             settings = [f"record={rig.record}", f"lines={LINES}", "delay_s=0.2"]
             job = await submit(rig.app, Order(tool="abused@1", driver="vastai", driver_options=options, settings=settings))
             worker = rig.worker()
@@ -48,11 +39,10 @@ async def test_a_machine_whose_worker_is_dead_for_ever_is_gone_soon_after_its_wo
             policy = Policy()
             told = f"silence {policy.orphan_after_s:.0f}, hold {policy.orphan_hold_s:.0f}, "
             assert f"watching over {attempt.label}: {told}" in (home / "watchman.log").read_text()
-            driver = rig.app.driver("vastai", {"user": getpass.getuser()})
+            driver = rig.app.driver("vastai", OPTIONS)
             assert isinstance(driver, SelfEnding)
             host = SupervisedHost(await driver.connect(attempt.instance))
             await host.keep_watch(attempt.label, Orders(farewell=driver.farewell, silence_s=1, hold_s=1))
             await driver.close()
             wait_for(lambda: not sim.live, "the machine to be gone")
             assert rig.recorded(job).count(b"\n") == LINES
-    assert sim.record.alive() == []
