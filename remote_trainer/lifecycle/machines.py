@@ -158,7 +158,8 @@ def surplus(job: Job, moment: Moment) -> tuple[Destroy | Trace, ...]:
     listed = [one for one in (*(seen.instances or ()), *(seen.traced or ())) if one.id != attempt.instance.id]
     others = dict.fromkeys(one.id for one in listed if not racing or one.id in attempt.dropped)
     ends = tuple(destroy(job, moment, instance_id) for instance_id in others)
-    asks = trace(job, moment) if not racing and _alone(job, moment) and doubtful(job, moment) and not traced(job, moment) else None
+    unsure = not racing and _alone(job, moment) and doubtful(job, moment) and (bool(others) or not traced(job, moment))
+    asks = trace(job, moment) if unsure else None
     return ends if asks is None else (*ends, asks)
 
 

@@ -139,3 +139,19 @@ def test_another_worker_finds_a_race_by_its_label() -> None:
     life.restart()
     assert "PrepareHost" in kinds(shown(life, S, R))
     assert life.job.attempts[0].instance is not None and life.job.attempts[0].instance.id == "i1"
+
+
+def test_a_rival_that_only_the_records_know_is_given_back_too() -> None:
+    """The listing shows ours alone, and the records one more: it is ended before the rivals count as gone."""
+    life = racing()
+    life.abilities = replace(RENTED, records=True)
+    answered(life)
+    shown(life, R, S)
+    life.see(host=HostFacts(incarnation="inc", boot="b"), resume_known=True)
+    life.later(LAG_S)
+    assert "Trace" in kinds(shown(life, R))
+    decision = life.see(traced=(of(life, 0, R), of(life, 1, S)), traced_at=life.now)
+    assert destroyed(decision) == ["i1"] and life.job.attempts[0].rivals_gone_at is None
+    assert "Trace" in kinds(life.later(15))
+    life.see(traced=(of(life, 0, R),), traced_at=life.now)
+    assert life.job.attempts[0].rivals_gone_at == life.now

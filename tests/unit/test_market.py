@@ -106,7 +106,7 @@ def test_spot_is_taken_only_where_it_is_cheaper_with_our_bid() -> None:
     assert bid.price_per_hour == Decimal("0.37")
     assert {taken([CHEAP, bid], dice=dice / 10) for dice in range(11)} == {"spot"}
     assert {taken([CHEAP, with_bid(spot, Decimal(2), Limits())], dice=dice / 10) for dice in range(11)} == {"o1"}
-    assert taken([CHEAP, replace(bid, price_per_hour=CHEAP.price_per_hour)]) == "o1"
+    assert taken([CHEAP, replace(bid, id="a", price_per_hour=CHEAP.price_per_hour)]) == "o1"
 
 
 def test_a_bid_keeps_within_every_cap() -> None:
