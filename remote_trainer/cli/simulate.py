@@ -82,10 +82,13 @@ export VAST_API_KEY={key}
 
 In another terminal, with these two lines:
   remote-trainer drivers check vastai
-  run-training --tool hello@1 --driver vastai --option user={user} --max-cost 1 --dataset DIR
+  run-training --tool hello@1 --driver vastai --option user={user} --option visibility_lag_s=0 --max-cost 1 --dataset DIR
   curl -s $VAST_URL/admin/record/       what happened, what is alive, what it has cost
   curl -s $VAST_URL/admin/faults/       everything that can go wrong, by name
   curl -s $VAST_URL/admin/faults/ -d '{{"name": "create-dropped"}}'
+
+A spot machine (--spot), and its eviction while it runs:
+  curl -s $VAST_URL/admin/faults/ -d '{{"name": "run-outbid"}}'
 
 Instances run as {user} on this machine, without a sandbox. Ctrl-C ends them all.
 """

@@ -40,7 +40,7 @@ def _row(rng: random.Random, offer_id: int) -> dict[str, Any]:
         dph_base=price,
         min_bid=round(price * rng.uniform(0.4, 0.8), 4),
         geolocation=rng.choice(_PLACES),
-        reliability=round(rng.uniform(0.9, 0.9995), 4),
+        reliability=round(1 - 6 * (1 - rng.uniform(0.9, 0.9995)) ** 2, 4),  # most are good
         inet_down=round(rng.uniform(80, 4000), 1),
         cuda_max_good=rng.choice((12.2, 12.4, 12.8, 13.0)),
         direct_port_count=rng.choice((0, 2, 20, 100, 100, 250)),
