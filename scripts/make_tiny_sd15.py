@@ -1,9 +1,8 @@
 """Make a tiny Stable Diffusion 1.5 base model with random weights, offline: the stand-in for a 4 GB download in demos and tests.
 
-    python make_tiny_sd15.py OUT            # about 10 MB, trains in seconds on a CPU
+    python make_tiny_sd15.py OUT            # about 6 MB, trains in seconds on a CPU
 
-The folder has the layout of a diffusers pipeline and the real model's layer names, so any program loads it. Pictures made with it
-are noise.
+The folder has the layout of a diffusers pipeline, so any program loads it. Pictures made with it are noise.
 
 Editing rules: the same seed gives the same bytes on the same library versions; nothing is downloaded; what all tiny bases share is
 in make_tiny_sdxl.py.
@@ -18,20 +17,20 @@ from typing import Any
 from make_tiny_sdxl import END, EULER, make_vae, save, text_config, write_index, write_tokenizer, write_whole
 
 # Widths are multiples of 32 because the UNet normalises in groups of 32 channels.
-UNET_WIDTHS = (32, 32, 64, 64)
+UNET_WIDTHS = (32, 32, 64)
 TEXT_WIDTH = 32
 
 
 def make_unet() -> Any:
-    """The UNet: four levels, attention on the upper three, projections that are convolutions."""
+    """The UNet: three levels of the real four, attention on all but the lowest, projections that are convolutions."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=UNET_WIDTHS,
         layers_per_block=1,
-        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=2,
         cross_attention_dim=TEXT_WIDTH,
     )

