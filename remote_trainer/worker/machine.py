@@ -24,6 +24,7 @@ from remote_trainer.errors import (
     Permanent,
     RemoteTrainerError,
     Transient,
+    UsageError,
 )
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.cuda import try_cuda
@@ -99,7 +100,7 @@ class Machine:
         except Permanent:
             self._patient.observe(lambda seen: replace(seen, refused=seen.refused | {number}))
             raise
-        except Transient:
+        except (Transient, UsageError):
             self._patient.observe(lambda seen: replace(seen, unsent=seen.unsent | {number}))
             raise
         finally:

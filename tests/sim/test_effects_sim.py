@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from remote_trainer import effects as fx
-from remote_trainer.errors import ConfigError, HostWiped, Transient
+from remote_trainer.errors import Ambiguous, ConfigError, HostWiped, Permanent, Transient
 from remote_trainer.lifecycle import Moment, decide
 from remote_trainer.model import SCHEMA, HostFacts, Instance, Job, Lease, Offer, Token
 from remote_trainer.ports import StepSpec
@@ -145,3 +145,27 @@ def test_a_job_that_is_dropped_before_it_began_to_be_driven_can_be_taken_again(t
         assert not worker._runners
 
     lived(tmp_path, False, drop)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused", "unsent"),
+    [
+        (Permanent("gone"), {0}, set()),
+        (Transient("limited"), set(), {0}),
+        (ConfigError("no key"), set(), {0}),
+        (Ambiguous("no answer"), set(), set()),
+    ],
+)
+def test_what_the_answer_to_a_request_to_rent_says(tmp_path: Path, error: Exception, refused: set[int], unsent: set[int]) -> None:
+    """Refused and not sent are certain; everything else stays in doubt."""
+
+    async def ask(world: World, runner: JobRunner, performer: Performer) -> None:
+        async def fail(*_: Any) -> None:
+            raise error
+
+        runner.driver.create = fail  # type: ignore[method-assign, assignment]
+        with pytest.raises(type(error)):
+            await performer.perform(fx.Create(LABEL))
+        assert (runner.seen.refused, runner.seen.unsent, runner.seen.creating) == (refused, unsent, set())
+
+    lived(tmp_path, False, ask, offer=OFFER)
