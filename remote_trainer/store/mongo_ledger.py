@@ -78,6 +78,7 @@ class MongoLedger:
     async def export(self) -> AsyncIterator[Entry]:
         """Yield every tenant's entries."""
         async with self._using():
+            await self.collect({})
             tenants = await self._accounts.distinct("_id")
         for tenant in sorted(tenants):
             after = 0

@@ -234,6 +234,8 @@ class TestUnfinishedPostings:
         lease = await submitted_and_claimed(store)
         left = [to_json(entry("s1", "2")).decode()] * 2
         await store._jobs.update_one({"_id": lease.job.id}, {"$set": {"entries": left}})
+        assert [entry.id async for entry in store.ledger.export()] == ["s1"]
+        await store._jobs.update_one({"_id": lease.job.id}, {"$set": {"entries": left}})
         assert await store.ledger.balances() == {RICH: Decimal(2)}
         assert "entries" not in (await store._jobs.find_one({"_id": lease.job.id}) or {})
         await store._jobs.update_one({"_id": lease.job.id}, {"$set": {"entries": left, "tenant": RICH}})
