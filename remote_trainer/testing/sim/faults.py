@@ -53,6 +53,7 @@ KINDS: dict[str, str] = {
     "step-fails": "the user's program exits non-zero",
     "cancelled": "the user cancels the job, at any time",
     "create-held-up": "a worker stands still between its last look at the clock and its request to rent",
+    "create-left": "the machine of such a request is left, in a world without a reaper",
     **{f"vastai:{name}": text for name, text in MENU.items()},
 }
 
