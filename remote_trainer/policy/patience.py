@@ -32,7 +32,9 @@ class Policy:
     alarm_after_s: float = 300.0  # a rented machine that is not gone so long after its end was due is worth waking somebody
     release_grace_s: float = 60.0  # how long a borrowed host may keep us from ending the job
     gone_confirm_s: float = 20.0  # for so long listings must lack a rented instance before it counts as gone
-    boot_poll_s: float = 2.0  # how often a machine is looked for that boots: once it runs it costs money. One request for all jobs
+    boot_poll_s: float = (
+        2.0  # how often a machine is looked for that boots: once it runs it costs money. One request for all jobs
+    )
     instance_poll_s: float = 30.0  # how often a rented instance is looked for while all is well
     lag_margin_s: float = 15.0  # on top of the driver's own visibility lag
     reap_every_s: float = 60.0  # how often is looked for rented machines that no attempt claims

@@ -396,6 +396,6 @@ def test_doctor_says_what_renting_needs_and_would_cost(office: Office) -> None:
 
 def test_doctor_names_what_is_wrong_with_a_driver(office: Office) -> None:
     """A permission that is missing is a fault of the installation; nothing is priced then."""
-    office.sim.account.key.permissions = dict.fromkeys({"user_read", "instance_read", "misc"}, {})
+    office.sim.account.key.permissions = {name: {} for name in ("user_read", "instance_read", "misc")}
     code, shown, said = office.run("doctor", "--driver", "vastai", "--tool", "hello@1")
     assert code == 5 and "instance_write" in said and "rental" not in shown

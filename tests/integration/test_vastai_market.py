@@ -76,7 +76,7 @@ async def test_what_was_asked_for_is_not_shown_again(crowded: tuple[SimVast, Vas
 
 async def test_a_look_whose_offers_are_all_asked_for_is_followed_by_another(crowded: tuple[SimVast, VastDriver]) -> None:
     """Many jobs that come together use up a page: the market may have more."""
-    sim, driver = crowded
+    _, driver = crowded
     for number, offer in enumerate(await driver.offers(WANTED)):
         await driver.create(offer, Spec(image="i"), f"rt-{number}")
     assert await driver.offers(WANTED)
