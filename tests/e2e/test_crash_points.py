@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -73,13 +74,18 @@ async def _trained(rig: MortalRig, data: Path) -> Job:
 
 
 async def _lost(rig: MortalRig, data: Path) -> Job:
-    """A job whose machine is taken away once it has a checkpoint: the second attempt goes on from there."""
-    order = await rig.order("lost", data, driver="rented", lines=20, doomed="true")
+    """A job whose spot machine is bid for by others, and taken away once it has a checkpoint: the second attempt goes on from there."""
+    order = await rig.order("lost", data, driver="market", lines=20, doomed="true")
     seen = await rig.until(order, lambda seen: seen.attempt and seen.attempt.checkpoint, patience_s=_PATIENCE_S)
     assert seen.attempts[0].instance is not None
-    rig.provider.take(seen.attempts[0].instance.id)
+    machine = seen.attempts[0].instance.id
+    rig.provider.make_dear(machine, Decimal(2))
+    async with asyncio.timeout(_PATIENCE_S):
+        while not rig.provider.bids(machine):
+            await asyncio.sleep(0.2)
+    rig.provider.take(machine)
     job = await rig.ended(order, patience_s=_PATIENCE_S)
-    rig.provider.power_off(seen.attempts[0].instance.id)
+    rig.provider.power_off(machine)
     first, second = job.attempts
     assert first.reason is Reason.INSTANCE_GONE
     rig.verify_restored(first, second)

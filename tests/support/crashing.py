@@ -194,7 +194,7 @@ class MortalRig(Rig):
 
     async def order(self, name: str, dataset: Path, *, driver: str = "ssh", **settings: object) -> Job:
         """Submit a job by the command line, which may die at it; a name tells whether it was submitted before the death."""
-        options = {**self.driver_options(None), **({"provider": str(self.provider.folder)} if driver == "rented" else {})}
+        options = {**self.driver_options(None), **({"provider": str(self.provider.folder)} if driver == "market" else {})}
         words = ["--tool", "mortal@1", "--driver", driver, "--dataset", str(dataset), "--name", name, "--detach"]
         words += [word for key, value in options.items() if value for word in ("--option", f"{key}={value}")]
         words += [word for key, value in {"record": self.record, **settings}.items() for word in ("--set", f"{key}={value}")]
@@ -282,11 +282,13 @@ class MortalRig(Rig):
 @contextlib.asynccontextmanager
 async def mortal_rig(folder: Path, host: SshTarget, armed: Sequence[str], **settings: object) -> AsyncIterator[MortalRig]:
     """A rig in ``folder`` for as long as the block lasts; ``settings`` are the product's own, by name."""
-    for path in ("record", "temporary", "tools/mortal/1"):
+    for path in ("record", "temporary", "tools/mortal/1", "drivers"):
         (folder / path).mkdir(parents=True)
+    (folder / "drivers/market.yaml").write_text("driver: rented\nprovision: {spot: true, raise_bid: true}\n")
     (folder / "tools/mortal/1/tool.yaml").write_text(_TOOL)
     given = {
         "tools_path": folder / "tools",
+        "drivers_path": folder / "drivers",
         "lease_s": 10,  # the dead one is noticed at once; a slow one must not be taken for dead
         "keepalive_s": 1,
         "connect_timeout_s": 5,

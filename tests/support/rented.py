@@ -1,7 +1,8 @@
 """A provider of machines for tests: each is a folder of an SSH server, and one append-only file is all that the provider knows.
 
 Renting, ending and taking away are one line each, written at once: the file is the record of what was alive when, and nobody but this
-module writes it. A machine boots for a while, and is listed for a while after its end was asked for.
+module writes it. A machine boots for a while, and is listed for a while after its end was asked for. The reply to the first request to
+rent is lost, and so was the request; what a machine must be bid may rise.
 
 Rules for editing: a driver like any other (see docs/drivers.md), found by its entry point; what ends a machine ends what runs on it.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from remote_trainer.drivers.ssh import SshDriver
+from remote_trainer.errors import Ambiguous
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 from remote_trainer.ports import Abilities, DriverSettings, Spec, Transport
 
@@ -41,6 +43,7 @@ class Machine:
     rented_at: float
     ending_at: float | None = None  # when its end was asked for
     taken_at: float | None = None  # when the provider took it away
+    least: Decimal = Decimal(0)  # what others would bid for it now, US dollars an hour
 
     @property
     def gone_at(self) -> float | None:
@@ -73,12 +76,22 @@ class Provider:
                 found[entry["id"]] = Machine(entry["id"], entry["label"], entry["at"])
             elif entry["verb"] == "end" and found[entry["id"]].ending_at is None:
                 found[entry["id"]].ending_at = entry["at"]
+            elif entry["verb"] == "dear":
+                found[entry["id"]].least = Decimal(entry["least"])
             elif entry["verb"] == "take":
                 found[entry["id"]].taken_at = entry["at"]
         return list(found.values())
 
+    def bids(self, number: str) -> list[Decimal]:
+        """What was bid for a machine since it was rented."""
+        entries = map(json.loads, self.record.read_text().splitlines())
+        return [Decimal(entry["price"]) for entry in entries if entry["verb"] == "bid" and entry["id"] == number]
+
     def rent(self, label: str) -> str:
-        """A new machine."""
+        """A new machine; of the very first request nobody hears again."""
+        if not self.record.exists():
+            self._write(verb="lose", label=label)
+            raise Ambiguous("no answer", driver=RentedDriver.name, operation="create")
         number = secrets.token_hex(4)
         self._write(verb="rent", id=number, label=label)
         return number
@@ -92,6 +105,14 @@ class Provider:
     def guard(self, number: str, until: float) -> None:
         """Note when a machine would be ended by itself; too late for any test."""
         self._write(verb="guard", id=number, until=until)
+
+    def bid(self, number: str, price: Decimal) -> None:
+        """Note what is bid for a machine."""
+        self._write(verb="bid", id=number, price=str(price))
+
+    def make_dear(self, number: str, least: Decimal) -> None:
+        """Let others bid for a machine."""
+        self._write(verb="dear", id=number, least=str(least))
 
     def take(self, number: str) -> None:
         """Take a machine away from whoever uses it, as a spot market does: it is off the list long before it is off."""
@@ -124,7 +145,7 @@ class RentedDriver:
     """Rents from a ``Provider``; the machines are reached through the SSH server that the options name."""
 
     name = "rented"
-    abilities = Abilities(scheduler=True)
+    abilities = Abilities(scheduler=True, spot=True, records=True)
     option_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "properties": {key: {"type": "string"} for key in ("host", "host_key", "identity", "root", "provider")},
@@ -137,7 +158,7 @@ class RentedDriver:
 
     async def offers(self, wanted: Resources, *, spot: bool = False) -> Sequence[Offer]:
         await asyncio.sleep(_REPLY_S)
-        return [Offer(id="folder", driver=self.name, price_per_hour=Decimal(1))]
+        return [Offer(id="folder", driver=self.name, price_per_hour=Decimal("0.4") if spot else Decimal(1), spot=spot)]
 
     async def create(self, offer: Offer, spec: Spec, label: str) -> Instance:
         number = self._provider.rent(label)
@@ -158,6 +179,13 @@ class RentedDriver:
         self._provider.guard(instance.id, until.timestamp())
         await asyncio.sleep(_REPLY_S)
 
+    async def bid(self, instance: Instance, price: Decimal) -> None:
+        self._provider.bid(instance.id, price)
+        await asyncio.sleep(_REPLY_S)
+
+    async def recorded(self, offer: Offer, label: str, since: datetime) -> Sequence[Instance]:
+        return [one for one in await self.instances(label) if one.label == label]
+
     async def connect(self, instance: Instance) -> Transport:
         return await self._ssh.connect(instance)
 
@@ -176,6 +204,7 @@ class RentedDriver:
             address={"root": str(self._provider.disk(machine.id))} if ready else {},
             host_key=self._host_key,
             price_per_hour=Decimal(1),
+            min_bid=machine.least,
         )
 
 
