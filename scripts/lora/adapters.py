@@ -2,6 +2,7 @@
 
     attach(family, options)   one adapter on each part that learns; always the same first weights for the same seed
     layers(part)              the layers that learn, by name
+    updates(part)             what they add to the weights
     tensors / restore         the adapters' weights, as checkpoints keep them
 
 A convolution wider than one pixel takes --conv-rank and --conv-alpha where they are given, which makes a LoRA a LoCon.
@@ -82,6 +83,34 @@ def attach(family: Family, options: Options) -> None:
 def layers(part: torch.nn.Module) -> dict[str, Any]:
     """The layers that learn, by name."""
     return {name: module for name, module in part.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def updates(part: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What each layer adds to its weight, (out, in · kernel), on the CPU; a DoRA layer's own strength is beside it."""
+    found = {}
+    for name, layer in layers(part).items():
+        value = weights(layer)
+        found[name] = delta(value, float(next(iter(layer.scaling.values()))))
+        if "lora_magnitude_vector" in value:
+            found[f"{name}.magnitude"] = value["lora_magnitude_vector"].flatten()
+    return found
+
+
+def weights(layer: Any) -> dict[str, torch.Tensor]:
+    """The weights of a layer's one adapter by PEFT's names, fp32, on the CPU."""
+    (adapter,) = layer.scaling.keys()
+    held = {name: getattr(layer, name) for name in layer.adapter_layer_names if adapter in getattr(layer, name, ())}
+    return {name: getattr(of[adapter], "weight", of[adapter]).detach().cpu().float() for name, of in held.items()}
+
+
+def delta(value: Mapping[str, torch.Tensor], scaling: float) -> torch.Tensor:
+    """One layer's update as PEFT defines it; computed here because a GPU's faster products would round it."""
+    if "lora_A" in value:
+        return scaling * (value["lora_B"].flatten(1) @ value["lora_A"].flatten(1))
+    if "hada_w1_a" in value:
+        return scaling * (value["hada_w1_a"] @ value["hada_w1_b"]) * (value["hada_w2_a"] @ value["hada_w2_b"])
+    second = value["lokr_w2"] if "lokr_w2" in value else value["lokr_w2_a"] @ value["lokr_w2_b"].flatten(1)
+    return scaling * torch.kron(value["lokr_w1"], second.flatten(1))
 
 
 def tensors(family: Family) -> dict[str, torch.Tensor]:

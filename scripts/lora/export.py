@@ -26,13 +26,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from lora import kohya
-from lora.adapters import ADAPTER, LYCORIS, layers
+from lora.adapters import ADAPTER, layers, updates
 from lora.checkpoint import sync
 from lora.ends import WrongFile
 from lora.family import Family
 
 Updates = dict[str, torch.Tensor]
-# Two factors that are rounded to fp16 are compared with the same rounding; four of them only with its size.
+# What a file in fp16 may differ by; the same factors rounded alike must agree exactly.
 EXACT, ROUNDED = 1e-5, 5e-3
 
 
@@ -105,20 +105,9 @@ def write(family: Family, final: Path, name: str, metadata: Mapping[str, str]) -
     return diffusers_file, kohya_file
 
 
-def updates(family: Family, rounding: torch.dtype = torch.float32) -> Updates:
-    """What each layer adds to its weight, (out, in · kernel), from factors rounded as a file of that dtype holds them."""
-    return {f"{c}.{name}": update for c, part in family.parts().items() for name, update in part_updates(part, rounding).items()}
-
-
-def part_updates(part: torch.nn.Module, rounding: torch.dtype = torch.float32) -> Updates:
-    """The updates of one part; a DoRA layer's own strength is beside them."""
-    found = {}
-    for name, layer in layers(part).items():
-        factors = {key: value.to(rounding) for key, value in kohya.factors(layer).items()}
-        found[name] = kohya.delta(factors)
-        if "dora_scale" in factors:
-            found[f"{name}.magnitude"] = factors["dora_scale"].flatten().float()
-    return found
+def trained(family: Family) -> Updates:
+    """What was trained: the update of each layer of each part."""
+    return {f"{component}.{name}": update for component, part in family.parts().items() for name, update in updates(part).items()}
 
 
 def fresh(part: torch.nn.Module) -> Any:
@@ -139,7 +128,7 @@ def read_by_diffusers(path: Path, family: Family) -> Updates:
     tensors, *alphas, metadata = reader.lora_state_dict(str(path), return_lora_metadata=True, local_files_only=True, **more)
     known = {"network_alphas": alphas[0] if alphas else None, "metadata": metadata, "low_cpu_mem_usage": True}
     getattr(reader, f"load_lora_into_{family.base.kind.net}")(tensors, **{family.base.kind.net: net}, **known)
-    return part_updates(net)
+    return updates(net)
 
 
 def read_by_peft(path: Path, component: str, part: torch.nn.Module) -> torch.nn.Module:
@@ -176,19 +165,21 @@ def compare(path: Path, expected: Updates, found: Updates, allowed: float = EXAC
 
 def verify(family: Family, diffusers_file: Path, kohya_file: Path) -> None:
     """Read both files back; raises WrongFile unless every layer's update is what was trained."""
-    parts = family.parts()
-    plain: Updates = {}
-    for component, part in parts.items():
-        read = part_updates(read_by_peft(diffusers_file, component, fresh(part)))
+    expected, plain = trained(family), {}
+    for component, part in family.parts().items():
+        read = updates(read_by_peft(diffusers_file, component, fresh(part)))
         plain |= {f"{component}.{name}": update for name, update in read.items()}
-    worst = compare(diffusers_file, updates(family), plain)
-    print(f"verified {diffusers_file.name}: {len(plain)} layers read back, largest difference {worst:.1e}", flush=True)
-    four = family.options.network in LYCORIS
-    expected = kohya.grouped(family, updates(family) if four else updates(family, torch.float16))
-    worst = compare(kohya_file, expected, kohya.read(load_file(kohya_file)), ROUNDED if four else EXACT)
-    print(f"verified {kohya_file.name}: {len(expected)} layers read back, largest difference {worst:.1e}", flush=True)
-    for path, rounding in ((diffusers_file, torch.float32), (kohya_file, torch.float16)):
-        if not family.diffusers_reads(path == kohya_file):
-            continue
-        worst = compare(path, part_updates(family.net, rounding), read_by_diffusers(path, family))
-        print(f"diffusers reads {path.name} the same, largest difference {worst:.1e}", flush=True)
+    tell(diffusers_file, "verified", len(plain), compare(diffusers_file, expected, plain))
+    fused = kohya.grouped(family, expected)
+    tell(kohya_file, "verified", len(fused), compare(kohya_file, fused, kohya.read(load_file(kohya_file)), ROUNDED))
+    if family.diffusers_reads(kohya=False):
+        net = updates(family.net)
+        tell(diffusers_file, "diffusers reads", len(net), compare(diffusers_file, net, read_by_diffusers(diffusers_file, family)))
+    if family.diffusers_reads(kohya=True):
+        net = kohya.rounded(family.net)
+        tell(kohya_file, "diffusers reads", len(net), compare(kohya_file, net, read_by_diffusers(kohya_file, family)))
+
+
+def tell(path: Path, what: str, count: int, worst: float) -> None:
+    """One line for each thing that was checked."""
+    print(f"{what} {path.name}: {count} layers as trained, largest difference {worst:.1e}", flush=True)

@@ -6,8 +6,8 @@
 
 A layer of the file may hold several layers of diffusers: FLUX's original has query, key and value in one matrix.
 
-Editing rules: `read` shares nothing with `factors`, so that one checks the other; strengths are folded in so that every reader's
-own scale, alpha over the rank, comes out right.
+Editing rules: `read` and the trained updates share nothing with `factors`, so that they check it; strengths are folded in so that
+every reader's own scale, alpha over the rank, comes out right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lora.adapters import layers
+from lora.adapters import layers, weights
 from lora.ends import WrongFile
 from lora.family import Family
 
@@ -38,36 +38,29 @@ def balanced(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def factors(layer: Any) -> Tensors:
     """One layer's tensors by their names in the file, fp32."""
-    (adapter,) = layer.scaling.keys()
-    scaling, rank = float(layer.scaling[adapter]), int(layer.r[adapter])
-
-    def has(name: str) -> bool:
-        return adapter in getattr(layer, name, ())
-
-    def of(name: str) -> torch.Tensor:
-        found = getattr(layer, name)[adapter]
-        return getattr(found, "weight", found).detach().cpu().float()
-
-    if has("lora_A"):
-        down, up = balanced(of("lora_A"), of("lora_B"))
+    scaling, rank = float(next(iter(layer.scaling.values()))), int(next(iter(layer.r.values())))
+    held = weights(layer)
+    if "lora_A" in held:
+        down, up = balanced(held["lora_A"], held["lora_B"])
         made = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(scaling * rank)}
-        if has("lora_magnitude_vector"):
-            magnitude = of("lora_magnitude_vector").flatten()
-            made["dora_scale"] = magnitude.view(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+        if "lora_magnitude_vector" in held:
+            shape = (-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+            made["dora_scale"] = held["lora_magnitude_vector"].reshape(shape)
         return made
-    if has("hada_w1_a"):
+    if "hada_w1_a" in held:
         made = {"alpha": torch.tensor(scaling * rank)}
         for number in (1, 2):
-            made[f"hada_w{number}_a"], made[f"hada_w{number}_b"] = balanced(of(f"hada_w{number}_a"), of(f"hada_w{number}_b"))
+            names = f"hada_w{number}_a", f"hada_w{number}_b"
+            made |= zip(names, balanced(*(held[name] for name in names)), strict=True)
         return made
-    if has("lokr_w1"):
+    if "lokr_w1" in held:
         # Readers scale by alpha over rank or, when both are whole, not at all: with the strength folded in both are 1.
-        first = of("lokr_w1") * scaling
-        if has("lokr_w2"):
-            first, second = balanced(first, of("lokr_w2"))
-            return {"lokr_w1": first, "lokr_w2": second, "alpha": torch.tensor(float(rank))}
-        left, right = balanced(of("lokr_w2_a"), of("lokr_w2_b"))
-        return {"lokr_w1": first, "lokr_w2_a": left, "lokr_w2_b": right, "alpha": torch.tensor(float(rank))}
+        first, alpha = held["lokr_w1"] * scaling, torch.tensor(float(rank))
+        if "lokr_w2" in held:
+            first, second = balanced(first, held["lokr_w2"])
+            return {"lokr_w1": first, "lokr_w2": second, "alpha": alpha}
+        left, right = balanced(held["lokr_w2_a"], held["lokr_w2_b"])
+        return {"lokr_w1": first, "lokr_w2_a": left, "lokr_w2_b": right, "alpha": alpha}
     raise WrongFile(f"an adapter of {type(layer).__name__} has no form in kohya's format; this is a defect of the trainer")
 
 
@@ -84,6 +77,14 @@ def delta(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     whole, rank = "lokr_w2" in found, found.get("lokr_w2_b")
     second = found["lokr_w2"].flatten(1) if rank is None else found["lokr_w2_a"] @ rank.flatten(1)
     return (1.0 if whole or rank is None else alpha / len(rank)) * torch.kron(found["lokr_w1"], second)
+
+
+def rounded(part: torch.nn.Module) -> Tensors:
+    """What the layers of a part add when their factors are rounded as the file holds them."""
+    return {
+        name: delta({key: value if key == "alpha" else value.half() for key, value in factors(layer).items()})
+        for name, layer in layers(part).items()
+    }
 
 
 def groups(family: Family) -> dict[str, tuple[str, Group]]:
