@@ -12,7 +12,9 @@ Editing rules: adapters are fp32 whatever the frozen weights are; the order of c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,15 +87,39 @@ def layers(part: torch.nn.Module) -> dict[str, Any]:
     return {name: module for name, module in part.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def updates(part: torch.nn.Module) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True, slots=True)
+class Updates(Mapping[str, torch.Tensor]):
+    """Updates by layer, each made when it is asked for: all of them at once would be as large as the model in fp32."""
+
+    makers: Mapping[str, Callable[[], torch.Tensor]]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+    def behind(self, prefix: str) -> dict[str, Callable[[], torch.Tensor]]:
+        """The makers under longer names."""
+        return {f"{prefix}.{name}": maker for name, maker in self.makers.items()}
+
+
+def updates(part: torch.nn.Module) -> Updates:
     """What each layer adds to its weight, (out, in · kernel), on the CPU; a DoRA layer's own strength is beside it."""
-    found = {}
+    makers: dict[str, Callable[[], torch.Tensor]] = {}
     for name, layer in layers(part).items():
-        value = weights(layer)
-        found[name] = delta(value, float(next(iter(layer.scaling.values()))))
-        if "lora_magnitude_vector" in value:
-            found[f"{name}.magnitude"] = value["lora_magnitude_vector"].flatten()
-    return found
+        makers[name] = partial(delta, layer)
+        if "lora_magnitude_vector" in weights(layer):
+            makers[f"{name}.magnitude"] = partial(magnitude, layer)
+    return Updates(makers)
+
+
+def magnitude(layer: Any) -> torch.Tensor:
+    """The strength of each output of a DoRA layer."""
+    return weights(layer)["lora_magnitude_vector"].flatten()
 
 
 def weights(layer: Any) -> dict[str, torch.Tensor]:
@@ -103,8 +129,9 @@ def weights(layer: Any) -> dict[str, torch.Tensor]:
     return {name: getattr(of[adapter], "weight", of[adapter]).detach().cpu().float() for name, of in held.items()}
 
 
-def delta(value: Mapping[str, torch.Tensor], scaling: float) -> torch.Tensor:
+def delta(layer: Any) -> torch.Tensor:
     """One layer's update as PEFT defines it; computed here because a GPU's faster products would round it."""
+    value, scaling = weights(layer), float(next(iter(layer.scaling.values())))
     if "lora_A" in value:
         return scaling * (value["lora_B"].flatten(1) @ value["lora_A"].flatten(1))
     if "hada_w1_a" in value:

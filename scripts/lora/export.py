@@ -26,12 +26,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from lora import kohya
-from lora.adapters import ADAPTER, layers, updates
+from lora.adapters import ADAPTER, Updates, layers, updates
 from lora.checkpoint import sync
 from lora.ends import WrongFile
 from lora.family import Family
 
-Updates = dict[str, torch.Tensor]
 # What a file in fp16 may differ by; the same factors rounded alike must agree exactly.
 EXACT, ROUNDED = 1e-5, 5e-3
 
@@ -107,7 +106,9 @@ def write(family: Family, final: Path, name: str, metadata: Mapping[str, str]) -
 
 def trained(family: Family) -> Updates:
     """What was trained: the update of each layer of each part."""
-    return {f"{component}.{name}": update for component, part in family.parts().items() for name, update in updates(part).items()}
+    return Updates(
+        {key: maker for component, part in family.parts().items() for key, maker in updates(part).behind(component).items()}
+    )
 
 
 def fresh(part: torch.nn.Module) -> Any:
@@ -155,7 +156,8 @@ def compare(path: Path, expected: Updates, found: Updates, allowed: float = EXAC
             f"{path} does not read back: {len(missing)} of {len(expected)} layers are missing or foreign, such as {missing[0]}"
         )
     worst = 0.0
-    for name, update in expected.items():
+    for name in expected:
+        update = expected[name]
         error = (found[name] - update).abs().max() / update.abs().max().clamp_min(1e-30)
         if not error <= allowed:
             raise WrongFile(f"{path} does not read back: the update of {name} differs by {error:.3g} of its largest value")
@@ -165,11 +167,10 @@ def compare(path: Path, expected: Updates, found: Updates, allowed: float = EXAC
 
 def verify(family: Family, diffusers_file: Path, kohya_file: Path) -> None:
     """Read both files back; raises WrongFile unless every layer's update is what was trained."""
-    expected, plain = trained(family), {}
+    expected, makers = trained(family), {}
     for component, part in family.parts().items():
-        read = updates(read_by_peft(diffusers_file, component, fresh(part)))
-        plain |= {f"{component}.{name}": update for name, update in read.items()}
-    tell(diffusers_file, "verified", len(plain), compare(diffusers_file, expected, plain))
+        makers |= updates(read_by_peft(diffusers_file, component, fresh(part))).behind(component)
+    tell(diffusers_file, "verified", len(makers), compare(diffusers_file, expected, Updates(makers)))
     fused = kohya.grouped(family, expected)
     tell(kohya_file, "verified", len(fused), compare(kohya_file, fused, kohya.read(load_file(kohya_file)), ROUNDED))
     if family.diffusers_reads(kohya=False):

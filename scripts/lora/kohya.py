@@ -13,12 +13,13 @@ every reader's own scale, alpha over the rank, comes out right.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from lora.adapters import layers, weights
+from lora.adapters import Updates, layers, weights
 from lora.ends import WrongFile
 from lora.family import Family
 
@@ -79,12 +80,13 @@ def delta(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return (1.0 if whole or rank is None else alpha / len(rank)) * torch.kron(found["lokr_w1"], second)
 
 
-def rounded(part: torch.nn.Module) -> Tensors:
+def rounded(part: torch.nn.Module) -> Updates:
     """What the layers of a part add when their factors are rounded as the file holds them."""
-    return {
-        name: delta({key: value if key == "alpha" else value.half() for key, value in factors(layer).items()})
-        for name, layer in layers(part).items()
-    }
+
+    def make(layer: Any) -> torch.Tensor:
+        return delta({key: value if key == "alpha" else value.half() for key, value in factors(layer).items()})
+
+    return Updates({name: partial(make, layer) for name, layer in layers(part).items()})
 
 
 def groups(family: Family) -> dict[str, tuple[str, Group]]:
@@ -127,23 +129,28 @@ def tensors(family: Family) -> Tensors:
     return found
 
 
-def read(content: Mapping[str, torch.Tensor]) -> Tensors:
+def read(content: Mapping[str, torch.Tensor]) -> Updates:
     """The update of each layer of a file; a DoRA layer's own strength is beside it."""
     by_layer: dict[str, Tensors] = {}
     for key, value in content.items():
         layer, suffix = key.split(".", 1)
         by_layer.setdefault(layer, {})[suffix] = value
-    found = {layer: delta(parts) for layer, parts in by_layer.items()}
-    return found | {f"{layer}.magnitude": p["dora_scale"].flatten().float() for layer, p in by_layer.items() if "dora_scale" in p}
+    makers: dict[str, Callable[[], torch.Tensor]] = {layer: partial(delta, parts) for layer, parts in by_layer.items()}
+    scales = {layer: parts["dora_scale"] for layer, parts in by_layer.items() if "dora_scale" in parts}
+    return Updates(makers | {f"{layer}.magnitude": scale.flatten().float for layer, scale in scales.items()})
 
 
-def grouped(family: Family, updates: Mapping[str, torch.Tensor]) -> Tensors:
+def grouped(family: Family, updates: Mapping[str, torch.Tensor]) -> Updates:
     """Trained updates under the file's names; layers that the file holds together are one below the other."""
-    found = {}
+    makers: dict[str, Callable[[], torch.Tensor]] = {}
+
+    def make(component: str, group: Group) -> torch.Tensor:
+        present = {name: updates[f"{component}.{name}"] for name, _ in group if name}
+        blank = torch.zeros_like(next(iter(present.values()))[:1])
+        return torch.cat([present[name] if name else blank.expand(rows, -1) for name, rows in group])
+
     for key, (component, group) in groups(family).items():
-        present = [updates[f"{component}.{name}"] for name, _ in group if name]
-        blank = torch.zeros_like(present[0][:1])
-        found[key] = torch.cat([updates[f"{component}.{name}"] if name else blank.expand(rows, -1) for name, rows in group])
-        if (magnitude := updates.get(f"{component}.{group[0][0]}.magnitude")) is not None:
-            found[f"{key}.magnitude"] = magnitude
-    return found
+        makers[key] = partial(make, component, group)
+        if (strength := f"{component}.{group[0][0]}.magnitude") in updates:
+            makers[f"{key}.magnitude"] = partial(updates.__getitem__, strength)
+    return Updates(makers)
