@@ -224,7 +224,7 @@ class Seen:
     missing_since: datetime | None = None  # since when each listing has lacked our instance
     traced: tuple[Instance, ...] | None = None
     traced_at: datetime | None = None
-    guarded: frozenset[str] = frozenset()  # instances
+    guarded: Mapping[str, datetime] = field(default_factory=dict)  # instance → when the provider is to end it
     bid: Decimal | None = None  # that the provider has accepted from this worker
     host: HostFacts | None = None
     resume: Checkpoint | None = None

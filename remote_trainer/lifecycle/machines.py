@@ -10,11 +10,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from remote_trainer import policy as choices
-from remote_trainer.effects import Bid, Destroy, FindInstance, Guard, Seen, Trace
+from remote_trainer.effects import Bid, Destroy, Effect, FindInstance, Guard, Seen, Trace
 from remote_trainer.lifecycle.rules import DOUBT_S, Moment, current, put
 from remote_trainer.model import Attempt, Instance, InstanceState, Job, Phase, Reason
 
 _TRACE_S = 15.0  # between two looks into the provider's records
+_GUARD_MOVES = timedelta(hours=1)  # a limit that moves by less does not move the end that the provider was told
 _USELESS = (InstanceState.STOPPED, InstanceState.BROKEN)
 
 
@@ -139,12 +140,28 @@ def trace(job: Job, moment: Moment) -> Trace | None:
 
 
 def guards(job: Job, moment: Moment) -> list[Guard]:
-    """Return the wish to have each instance ended by the provider, where it can: nothing is done with one before that is certain."""
+    """Return the wish to have each instance ended by the provider, where it can: nothing is done with one before that is certain.
+
+    It moves with the limits of the job.
+    """
     reached = choices.limit(job)
     if not moment.abilities.scheduler or reached is None:
         return []
     until = reached[0] + timedelta(seconds=moment.policy.reap_overtime_s)
-    return [Guard(current(job).label, one.id, until) for one in candidates(job, moment) if one.id not in moment.seen.guarded]
+    mine = current(job).instance
+    kept = candidates(job, moment) if job.phase is Phase.PROVISIONING or mine is None else [mine]
+    known = moment.seen.guarded
+    return [
+        Guard(current(job).label, one.id, until)
+        for one in kept
+        if one.id not in known or abs(until - known[one.id]) >= _GUARD_MOVES
+    ]
+
+
+def upkeep(job: Job, moment: Moment) -> list[Effect | None]:
+    """Return what is wished for all the while that a job has its machine: look at it, keep it, bound it, return what is too much."""
+    watch = look(job, moment, moment.policy.instance_poll_s)
+    return [watch, bid(job, moment), *guards(job, moment), *surplus(job, moment)]
 
 
 def surplus(job: Job, moment: Moment) -> tuple[Destroy | Trace, ...]:

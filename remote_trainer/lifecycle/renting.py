@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from remote_trainer.effects import ChooseOffer, FindCheckpoint, Guard, PrepareHost, Seen, ShipInputs
 from remote_trainer.lifecycle.asking import asking, cannot_ask, provisioned_by
-from remote_trainer.lifecycle.machines import another, bid, guards, look, lost, noted, ours, surplus
+from remote_trainer.lifecycle.machines import another, guards, look, lost, noted, ours, surplus, upkeep
 from remote_trainer.lifecycle.rules import (
     Decision,
     Moment,
@@ -161,9 +161,8 @@ def transferring(job: Job, moment: Moment) -> Decision:
     if not seen.resume_known:
         return wish(job, moment, FindCheckpoint(), wake_at=soon(job, moment, ends))
     if not seen.shipped:
-        ship, watch = ShipInputs(attempt.label, seen.resume), look(job, moment, moment.policy.instance_poll_s)
-        wishes = (ship, watch, bid(job, moment), *surplus(job, moment))
-        return wish(job, moment, *wishes, wake_at=soon(job, moment, ends))
+        ship = ShipInputs(attempt.label, seen.resume)
+        return wish(job, moment, ship, *upkeep(job, moment), wake_at=soon(job, moment, ends))
     first = StepRun(name=job.plan.steps[0].name, number=1, started_at=moment.now)
     running = replace(attempt, restored=seen.resume, executing_at=moment.now, steps=(first,))
     return again(move(put(job, running), P.EXECUTING, moment.now))

@@ -8,13 +8,12 @@ from datetime import datetime, timedelta
 from remote_trainer import policy as choices
 from remote_trainer.effects import (
     CollectOutputs,
-    Effect,
     FollowStep,
     StartStep,
     StopStep,
     Trouble,
 )
-from remote_trainer.lifecycle.machines import bid, look, lost, noted, surplus
+from remote_trainer.lifecycle.machines import lost, noted, upkeep
 from remote_trainer.lifecycle.rules import (
     Decision,
     Moment,
@@ -100,7 +99,7 @@ def _unheard_at(job: Job, moment: Moment, step: PlannedStep, run: StepRun) -> da
 def _drive(job: Job, moment: Moment, step: PlannedStep, run: StepRun, status: StepStatus | None) -> Decision:
     """The step should be running, or ending: wish for everything that goes with it."""
     label = current(job).label
-    wishes: list[Effect | None] = [look(job, moment, moment.policy.instance_poll_s), bid(job, moment), *surplus(job, moment)]
+    wishes = upkeep(job, moment)
     if status is None or status.state is StepState.UNKNOWN:
         # Until the host has told us anything, a stop also takes the start away; a start that was sent before is adopted.
         wishes.append(StartStep(label, run.key) if run.stop_at is None else StopStep(label, run.key, step.stop_grace_s))
@@ -171,9 +170,8 @@ def _after_failure(job: Job, moment: Moment, step: PlannedStep, run: StepRun) ->
         return fetch(job, moment, Verdict.FAILED, Reason.STEP_FAILED, message)
     if moment.now >= retry_at:
         return again(_append_run(job, StepRun(name=step.name, number=run.number + 1, started_at=moment.now)))
-    watch = look(job, moment, moment.policy.instance_poll_s)
-    wishes = (CollectOutputs(current(job).label, final=False), watch, bid(job, moment), *surplus(job, moment))
-    waiting = wish(job, moment, *wishes, wake_at=soon(job, moment, retry_at))
+    collect = CollectOutputs(current(job).label, final=False)
+    waiting = wish(job, moment, collect, *upkeep(job, moment), wake_at=soon(job, moment, retry_at))
     return replace(waiting, job=replace(job, note=f"{message}; next run at {retry_at:%H:%M:%S} UTC"))
 
 
@@ -198,9 +196,8 @@ def fetching(job: Job, moment: Moment) -> Decision:
         return _unfetched(job, moment, trouble, why)
     if changed := noted(job, moment):
         return again(changed)
-    watch = look(job, moment, moment.policy.instance_poll_s)
-    wishes = (CollectOutputs(attempt.label, final=True), watch, bid(job, moment), *surplus(job, moment))
-    return wish(job, moment, *wishes, wake_at=soon(job, moment, ends))
+    collect = CollectOutputs(attempt.label, final=True)
+    return wish(job, moment, collect, *upkeep(job, moment), wake_at=soon(job, moment, ends))
 
 
 def _fetched_by(job: Job, moment: Moment, succeeded: bool) -> datetime:

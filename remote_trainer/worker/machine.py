@@ -157,7 +157,7 @@ class Machine:
     async def guard(self, instance_id: str, until: datetime) -> None:
         """Let the provider end an instance by itself some time."""
         await self._driver.guard(self._instance(instance_id), until)
-        self._patient.observe(lambda seen: replace(seen, guarded=seen.guarded | {instance_id}))
+        self._patient.observe(lambda seen: replace(seen, guarded={**seen.guarded, instance_id: until}))
 
     async def bid(self, price: Decimal) -> None:
         """Bid for the machine what was saved."""

@@ -242,7 +242,7 @@ def ask_anew_without_the_records(patch: Patch) -> None:
 
 
 def keep_the_losers_of_a_race(patch: Patch) -> None:
-    for module in (renting, running):
+    for module in (renting, machines):
         patch.setattr(module, "surplus", lambda job, moment: ())
 
 
@@ -269,7 +269,7 @@ def begin_anew_after_each_loss(patch: Patch) -> None:
 def bid_what_was_not_saved(patch: Patch) -> None:
     for module in (renting, running):
         patch.setattr(module, "noted", lambda job, moment: None)
-        patch.setattr(module, "bid", _bid_at_once)
+    patch.setattr(machines, "bid", _bid_at_once)
 
 
 def _bid_at_once(job: Job, moment: Moment) -> Effect | None:

@@ -83,8 +83,18 @@ def test_the_provider_is_told_to_end_a_machine_before_anything_is_done_with_it()
     assert [guard.until for guard in guards] == [NOW + timedelta(hours=3, seconds=Policy().reap_overtime_s)]
     life.see(host=HostFacts(incarnation="inc", boot="b"))
     assert life.job.phase is Phase.PROVISIONING
-    life.see(guarded=frozenset({"i1"}))
+    life.see(guarded={"i1": guards[0].until})
     assert life.job.phase is Phase.TRANSFERRING
+
+
+@pytest.mark.parametrize(("moved_h", "told"), [(0.5, False), (2.0, True), (-2.0, True)])
+def test_the_end_that_the_provider_was_told_moves_with_the_limits(moved_h: float, told: bool) -> None:
+    """A worker that takes a job over, or a limit that moves by an hour, makes it a wish again, in every phase with a machine."""
+    life = Life(a_job(limits=Limits(max_hours=9)), replace(RENTED, scheduler=True))
+    life.to_executing()
+    until = NOW + timedelta(hours=9, seconds=Policy().reap_overtime_s)
+    decision = life.see(guarded={"i1": until + timedelta(hours=moved_h)})
+    assert [effect.until for effect in decision.effects if isinstance(effect, fx.Guard)] == [until] * told
 
 
 # ------------------------------------------------------------------------------------------------------------ bugs of ours
