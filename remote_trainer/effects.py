@@ -140,7 +140,10 @@ class CleanHost:
 
 @dataclass(frozen=True, slots=True)
 class Destroy:
-    """Ask the provider to end an instance. ``round`` makes each request a new wish; only the listing says that it is gone."""
+    """Ask the provider to end an instance. Fills ``destroyed``; only the listing says that it is gone.
+
+    ``round`` makes each request a new wish.
+    """
 
     label: str
     instance_id: str
@@ -221,6 +224,8 @@ class Seen:
     answered_at: datetime | None = None  # when the last one ended, well or not
     instances: tuple[Instance, ...] | None = None
     instances_at: datetime | None = None
+    destroyed: Mapping[str, datetime] = field(default_factory=dict)  # instance → when the provider accepted its end
+    empty_since: datetime | None = None  # since when each listing has shown nothing of ours at all
     missing_since: datetime | None = None  # since when each listing has lacked our instance
     traced: tuple[Instance, ...] | None = None
     traced_at: datetime | None = None

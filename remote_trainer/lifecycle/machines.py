@@ -24,7 +24,8 @@ def listed(seen: Seen, job: Job, found: tuple[Instance, ...], asked_at: datetime
     mine = job.attempt.instance if job.attempt is not None else None
     lacks = mine is not None and all(one.id != mine.id for one in found)
     since = (seen.missing_since or asked_at) if lacks else None
-    return replace(seen, instances=found, instances_at=asked_at, missing_since=since)
+    empty = None if found else (seen.empty_since or asked_at)
+    return replace(seen, instances=found, instances_at=asked_at, missing_since=since, empty_since=empty)
 
 
 def ours(job: Job, moment: Moment) -> Instance | None:
@@ -61,7 +62,7 @@ def settled_at(moment: Moment) -> datetime:
     """Return from when on a listing shows whatever the attempt's requests may have made.
 
     Counted on this worker's clock alone, since another one's may go wrong: from the answer to its own request, or from when it took
-    the job: a request of an earlier holder was sent before that, or is not sent any more (``Spec.not_after``).
+    the job: a request of an earlier holder was sent before that, or is not sent any more (``Spec.left_s``).
     """
     lag_s = moment.abilities.visibility_lag_s + moment.policy.lag_margin_s
     return (moment.seen.answered_at or moment.seen.since) + timedelta(seconds=lag_s)

@@ -10,7 +10,17 @@ from datetime import timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import CleanHost
-from remote_trainer.lifecycle.machines import destroy, doubtful, look, made_nothing, shows_everything, there, trace, traced
+from remote_trainer.lifecycle.machines import (
+    destroy,
+    doubtful,
+    look,
+    made_nothing,
+    settled_at,
+    shows_everything,
+    there,
+    trace,
+    traced,
+)
 from remote_trainer.lifecycle.rules import Decision, Moment, again, current, judged, move, new_attempt, overrun, put, wish, within
 from remote_trainer.model import Attempt, Job, Phase, Reason, Verdict
 
@@ -42,16 +52,36 @@ def _returning(job: Job, moment: Moment) -> Decision:
     if made_nothing(job, moment) and not there(job, moment):
         return _finish(job, moment)
     looks_up = None
-    if shows_everything(moment) and seen.instances == ():
+    if _empty(job, moment):
         if not doubtful(job, moment) or (traced(job, moment) and not seen.traced):
             return _finish(job, moment)
         looks_up = trace(job, moment)
-    wishes = (*(destroy(job, moment, one.id) for one in there(job, moment)), looks_up, look(job, moment, _LOOK_S))
+    news = seen.instances_at is None or any(accepted_at > seen.instances_at for accepted_at in seen.destroyed.values())
+    watch = look(job, moment, 0.0 if news else _LOOK_S)
+    wishes = (*(destroy(job, moment, one.id) for one in there(job, moment)), looks_up, watch)
     decision = wish(job, moment, *wishes, wake_at=moment.now + timedelta(seconds=_LOOK_S))
     if moment.after(attempt.releasing_at, moment.policy.alarm_after_s) and not decision.job.note:
         note = "the instance is not observed gone yet: it may still cost money"
         return replace(decision, job=replace(decision.job, note=note))
     return decision
+
+
+def _empty(job: Job, moment: Moment) -> bool:
+    """Do listings show nothing of the attempt, and is that to be believed?
+
+    A listing that lacks what the provider has agreed to end is. Any other must not stand alone: a provider that has a bad moment shows
+    an empty one. It must also be late enough to show what was asked for, where more may have been made than what we know of.
+    """
+    attempt, seen = current(job), moment.seen
+    if seen.instances != () or seen.instances_at is None or seen.empty_since is None:
+        return False
+    agreed = bool(seen.destroyed) and all(one.id in seen.destroyed for one in there(job, moment))
+    ended = agreed and max(seen.destroyed.values()) <= seen.instances_at
+    single = attempt.ready_at is not None and not attempt.rivals and not attempt.refused
+    if ended and (single or shows_everything(moment)):
+        return True
+    since = max(seen.empty_since, settled_at(moment))
+    return shows_everything(moment) and (seen.instances_at - since).total_seconds() >= moment.policy.gone_confirm_s
 
 
 def _finish(job: Job, moment: Moment) -> Decision:

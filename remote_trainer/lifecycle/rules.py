@@ -181,7 +181,7 @@ def forget(seen: Seen, before: Job, after: Job, now: datetime) -> Seen:
         return Seen(since=now) if after.attempts != before.attempts else seen
     if after.phase is P.RELEASING and before.phase is not P.RELEASING:
         # The listing that made an instance pass for gone is not the one that ends the job.
-        return replace(seen, instances=None, instances_at=None, missing_since=None, traced_at=None)
+        return replace(seen, instances=None, instances_at=None, missing_since=None, empty_since=None, traced_at=None)
     if before.attempt.requested_at is not None and after.attempt.requested_at is None:
         # What was asked for made nothing: everything about it is the past, but for how often that went wrong.
         fresh = Seen(since=seen.since, answered_at=seen.answered_at)

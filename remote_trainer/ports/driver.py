@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ class Abilities:
     borrowed: bool = False  # machines are only lent to us: nothing is rented, listed or destroyed
     spot: bool = False  # it rents machines that the provider may take back; it is a ``Bidder``
     records: bool = False  # the provider keeps records of what was asked of it; it is a ``Recorder``
+    rents_every_s: float = 0.0  # requests to rent are let through no faster than one in that time
     visibility_lag_s: float = 0.0  # a created instance may be missing from the listing for that long
     scheduler: bool = False  # the provider can destroy by itself at a set time
 
@@ -35,7 +37,8 @@ class Spec:
     image: str = ""
     disk_gb: int = 0
     public_key: str = ""
-    not_after: datetime | None = None  # a request that could only be sent later is not sent: Transient, nothing was rented
+    #: Seconds in which the request may still be sent, by the caller's clock; one that comes too late is not: Transient, nothing was rented.
+    left_s: Callable[[], float] = lambda: math.inf
     #: From then on nobody needs the machine: where it can, it ends itself some time later, also if nobody ever hears of it.
     until: datetime | None = None
 

@@ -159,7 +159,7 @@ class RentingDriverContract:
         """Transient, and nothing was rented."""
         offer, *_ = await renter.offers(wanted)
         with pytest.raises(Transient):
-            await renter.create(offer, Spec(image="i", not_after=datetime(2020, 1, 1, tzinfo=UTC)), "rt-x-y-a1")
+            await renter.create(offer, Spec(image="i", left_s=lambda: -1.0), "rt-x-y-a1")
         assert await renter.instances("") == []
 
     async def test_an_end_may_be_asked_for_again_and_again(self, renter: Driver, wanted: Resources) -> None:

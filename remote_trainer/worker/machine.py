@@ -32,12 +32,13 @@ from remote_trainer.lifecycle import listed
 from remote_trainer.model import Attempt, HostFacts, Instance, Job, Resources, Token
 from remote_trainer.policy import limit, needs
 from remote_trainer.ports import Bidder, Driver, Recorder, Spec
-from remote_trainer.worker.choosing import choose
+from remote_trainer.worker.choosing import Choice, choose
 from remote_trainer.worker.listing import new_enough
 from remote_trainer.worker.shop import Shop
 
 _log = log.get()
 
+_OFFER_S = 10.0  # what was on offer that long ago may be taken
 _HEALTH_TIMEOUT_S = _CLEANUP_TIMEOUT_S = 120.0
 
 # $1 our folder on the host, $2 the attempt's label, $3 the recipe's script
@@ -84,9 +85,16 @@ class Machine:
         return attempt
 
     async def choose_offer(self) -> None:
-        """Pick one, or some, of what there is at the job's places."""
-        found = await choose(self._shop, self._patient.job, self._patient.seen)
+        """Pick one, or some, of what there is at the job's places, when it is the job's turn to rent there."""
+        found = await self._choose()
+        place = self._patient.job.places[found.place]
+        waited_s = await self._shop.desk.turn(self._shop.driver(place.driver, place.options), 1 + len(found.rivals))
+        if waited_s > _OFFER_S:
+            found = await self._choose()
         self._patient.observe(lambda seen: replace(seen, offer=found.offer, rivals=found.rivals, place=found.place))
+
+    async def _choose(self) -> Choice:
+        return await choose(self._shop, self._patient.job, self._patient.seen)
 
     async def create(self, label: str, number: int) -> None:
         """Rent one of the offers that were saved: one request."""
@@ -112,12 +120,14 @@ class Machine:
 
         Long after the intent was saved it may not: this process was paused, or waited for its turn, and others may have given it up.
         """
-        plan, asked_at, not_after = self._patient.job.plan, self.attempt.requested_at, None
-        if asked_at is not None and not self._driver.abilities.borrowed:
-            not_after = asked_at + timedelta(seconds=self._shop.policy.lag_margin_s / 2)
-            if self._shop.clock.now() > not_after:
-                raise Transient(f"{label}: too much time passed before the request to rent could be sent: not sent")
-        return Spec(image=plan.image, disk_gb=self.needs.disk_gb, not_after=not_after, until=self._until)
+        spec = Spec(image=self._patient.job.plan.image, disk_gb=self.needs.disk_gb, until=self._until)
+        asked_at = self.attempt.requested_at
+        if asked_at is None or self._driver.abilities.borrowed:
+            return spec
+        not_after, clock = asked_at + timedelta(seconds=self._shop.policy.lag_margin_s / 2), self._shop.clock
+        if clock.now() > not_after:
+            raise Transient(f"{label}: too much time passed before the request to rent could be sent: not sent")
+        return replace(spec, left_s=lambda: (not_after - clock.now()).total_seconds())
 
     @property
     def _until(self) -> datetime | None:
@@ -259,3 +269,5 @@ class Machine:
     async def destroy(self, instance_id: str) -> None:
         """Ask for the end of an instance."""
         await self._driver.destroy(self._instance(instance_id))
+        accepted_at = self._shop.clock.now()
+        self._patient.observe(lambda seen: replace(seen, destroyed={**seen.destroyed, instance_id: accepted_at}))

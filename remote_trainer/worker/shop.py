@@ -20,6 +20,7 @@ from remote_trainer.model import HostFacts, Instance
 from remote_trainer.policy import Policy, Spending
 from remote_trainer.ports import Clock, Driver, Objects, Store, Transport
 from remote_trainer.worker.alarm import Alarm
+from remote_trainer.worker.desk import Desk
 from remote_trainer.worker.gates import Gates
 from remote_trainer.worker.listing import Listing
 from remote_trainer.worker.market import Market
@@ -49,6 +50,7 @@ class Shop:
     market: Market = field(init=False)
     alarm: Alarm = field(init=False)
     gates: Gates = field(init=False)
+    desk: Desk = field(default_factory=Desk)
     uplink: Uplink = field(default_factory=Uplink)
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _listings: dict[int, Listing] = field(default_factory=dict)  # by driver, each of which lives as long as this

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
@@ -85,11 +84,11 @@ async def test_a_request_to_rent_is_not_sent_too_late(service: tuple[SimVast, Va
     try:
         pace.hold("create", 1.0)
         with pytest.raises(Transient, match="not sent"):
-            await api.create("100", _BODY, not_after=time.time() + 0.05)
+            await api.create("100", _BODY, left_s=lambda: 0.05)
         assert sim.live == {}
-        assert await api.create("100", _BODY, not_after=time.time() + 60) in sim.live
+        assert await api.create("100", _BODY, left_s=lambda: 60.0) in sim.live
         with pytest.raises(Transient, match="not sent"):
-            await api.create("101", _BODY, not_after=time.time() - 1)
+            await api.create("101", _BODY, left_s=lambda: -1.0)
         assert len(sim.live) == 1
     finally:
         await api.close()

@@ -63,10 +63,17 @@ class Life:
     def see(self, **facts: object) -> Decision:
         if "created" in facts:
             facts |= {"created": {0: facts["created"]}, "creating": frozenset(), "answered_at": self.now}
+        if facts.get("instances") == ():
+            self.accept()
         if "instances" in facts:
             self.seen = listed(self.seen, self.job, facts.pop("instances"), facts.pop("instances_at"))  # type: ignore[arg-type]
         self.seen = replace(self.seen, **facts)  # type: ignore[arg-type]
         return self.tick()
+
+    def accept(self) -> None:
+        """The provider has agreed to end what we asked it to."""
+        asked = (effect.instance_id for effect in self.tick().effects if isinstance(effect, fx.Destroy))
+        self.seen = replace(self.seen, destroyed={**self.seen.destroyed, **dict.fromkeys(asked, self.now)})
 
     def missing(self) -> Decision:
         """Listings lack our instance for long enough to be believed."""

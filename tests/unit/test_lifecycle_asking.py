@@ -91,7 +91,7 @@ def test_a_setting_that_is_missing_ends_the_job_at_once() -> None:
     life.seen = replace(life.seen, creating=frozenset(), answered_at=life.now)
     life.trouble(fx.Create, Severity.FATAL)
     life.later(LAG_S)
-    life.see(instances=(), instances_at=life.now)
+    life.missing()
     assert life.job.phase is Phase.FAILED
 
 

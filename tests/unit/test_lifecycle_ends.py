@@ -10,6 +10,7 @@ import pytest
 
 from remote_trainer import effects as fx
 from remote_trainer.effects import Severity
+from remote_trainer.lifecycle import listed
 from remote_trainer.model import (
     HostFacts,
     InstanceState,
@@ -189,16 +190,34 @@ def test_a_step_that_exits_0_when_told_to_stop_has_not_succeeded() -> None:
 
 
 def test_an_instance_that_is_not_listed_yet_is_not_gone_yet() -> None:
-    """Released within the lag: the empty listing says nothing, and the destroy is asked for all the same."""
+    """Released within the lag: the empty listing says nothing before the provider has agreed to end what its reply named."""
     life = Life(a_job(), RENTED)
     life.tick()
     life.see(offer=OFFER)
     life.see(created=life.instance())
     life.cancel()
-    assert "Destroy" in kinds(life.see(instances=(), instances_at=life.now))
+    life.seen = listed(life.seen, life.job, (), life.now)
+    assert "Destroy" in kinds(life.tick())
     assert life.job.phase is Phase.RELEASING
-    life.later(60)
     life.see(instances=(), instances_at=life.now)
+    assert life.job.phase is Phase.CANCELLED
+
+
+def test_one_empty_listing_does_not_end_an_attempt_whose_machine_nobody_has_agreed_to_end() -> None:
+    """A provider that has a bad moment lists nothing; only when it goes on doing so is it believed."""
+    life = Life(a_job(), RENTED)
+    life.to_executing()
+    life.cancel()
+    life.step("s1.1", StepState.CANCELLED)
+    life.collected()
+    life.later(600)
+    for waited_s in (0, Policy().gone_confirm_s / 2):
+        life.later(waited_s)
+        life.seen = listed(life.seen, life.job, (), life.now)
+        assert "Destroy" in kinds(life.tick())
+    life.later(Policy().gone_confirm_s)
+    life.seen = listed(life.seen, life.job, (), life.now)
+    life.tick()
     assert life.job.phase is Phase.CANCELLED
 
 

@@ -133,27 +133,27 @@ class VastApi:
 
     # -- what changes something
 
-    async def create(self, offer_id: str, body: Mapping[str, Any], *, not_after: float = math.inf) -> int:
+    async def create(self, offer_id: str, body: Mapping[str, Any], *, left_s: Callable[[], float] = lambda: math.inf) -> int:
         """Rent; returns the instance's id. Sent once: OfferGone and Permanent are clear refusals, Ambiguous may have rented.
 
-        Not sent at all once it is later than ``not_after``, seconds since the epoch: Transient.
+        Not sent at all once no seconds are left: Transient.
         """
-        await self._turn_to_create(not_after)
+        await self._turn_to_create(left_s)
         reply = await self._send("create", "PUT", f"/api/v0/asks/{offer_id}/", body=body, timeout=_CREATE_TIMEOUT)
         made = _whole(reply.get("new_contract")) if isinstance(reply, dict) else None
         if made is None:
             raise Ambiguous("Vast.ai accepted the request to rent and named no instance", driver=_DRIVER, operation="create")
         return made
 
-    async def _turn_to_create(self, not_after: float) -> None:
-        left_s = not_after - self.now()
+    async def _turn_to_create(self, left_s: Callable[[], float]) -> None:
+        patience_s = left_s()
         try:
-            async with asyncio.timeout(None if left_s == math.inf else left_s):
+            async with asyncio.timeout(None if patience_s == math.inf else patience_s):
                 await self._pace.turn("create")
         except TimeoutError:
             pass
         else:
-            if self.now() < not_after:  # this process may have been paused in its turn
+            if left_s() > 0:  # this process may have been paused in its turn
                 return
         raise Transient("the request to rent did not come to its turn in time: not sent", driver=_DRIVER, operation="create")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,11 +27,12 @@ from remote_trainer.drivers.vastai.farewell import farewell, last_resort
 from remote_trainer.drivers.vastai.guards import Guards
 from remote_trainer.drivers.vastai.market import Market
 from remote_trainer.drivers.vastai.options import IMAGE, LAG_S, SCHEMA, URL, USER, wishes
+from remote_trainer.drivers.vastai.pace import INTERVALS_S
 from remote_trainer.errors import Ambiguous, ConfigError, DriverError, RemoteTrainerError, Transient
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 from remote_trainer.ports import Abilities, Charge, DriverSettings, Finding, Spec, Survey, Transport
 
-_ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s=LAG_S)
+_ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s=LAG_S, rents_every_s=INTERVALS_S["create"])
 # Some images bring a folder that sshd does not trust.
 _ON_START = 'chmod 700 ~/.ssh; chmod 600 ~/.ssh/authorized_keys; chown -R "$(id -u)" ~/.ssh; touch ~/.no_auto_tmux; true'
 _ASK_S = 15.0  # for so long the reply to a request to rent may wait for the key to be attached
@@ -101,9 +101,8 @@ class VastDriver:
             "cancel_unavail": True,
         }
         self._market.take(offer.id)
-        not_after = math.inf if spec.not_after is None else spec.not_after.timestamp()
         try:
-            made = str(await self._api.create(offer.id, body, not_after=not_after))
+            made = str(await self._api.create(offer.id, body, left_s=spec.left_s))
         except OfferGone as error:
             if error.leftover is not None:
                 await self._give_back(str(error.leftover), label)

@@ -116,7 +116,7 @@ class SimDriver:
             raise Permanent("the offer is gone")
         if self._world.deal("create-waits", self._world.faults.waits):
             await asyncio.sleep(self._world.dice.uniform(0, 8))
-        if spec.not_after is not None and self._line.clock.now() > spec.not_after:
+        if spec.left_s() < 0:
             raise Transient("the turn to rent came too late: not sent")
         late = self._world.deal("create-late", self._world.faults.late_creates)
         asked_at = self._world.now

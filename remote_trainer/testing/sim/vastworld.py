@@ -29,7 +29,7 @@ _DEAREST = Decimal("0.1")  # US dollars an hour, of any offer with its disk
 _END_H, _NETS_H = Decimal(1), Decimal(4)
 #: Faults of the menu by the request that meets them, as often as each other.
 _CREATE = (*(name for name in MENU if name.startswith(("create-", "boot-"))), "list-lag", "list-label-lag")
-_LIST = ("list-410", "list-unsuccessful", "list-page-missing", "list-502")
+_LIST = ("list-410", "list-unsuccessful", "list-page-missing", "list-502", "list-empty")
 _DESTROY = tuple(name for name in MENU if name.startswith("destroy-"))
 _RUN = tuple(name for name in MENU if name.startswith("run-"))
 #: Played with real hosts only: these machines have neither a disk that fills nor a GPU.
@@ -83,8 +83,7 @@ class VastWorld(World):
             case "PUT" if "/asks/" in request.path:
                 return _CREATE
             case "GET" if request.path == "/api/v1/instances/":
-                # One that is wrongly empty ends a job whose machine is there: only the reaper returns that.
-                return (*_LIST, "list-empty") if self.profile.nets else _LIST
+                return _LIST
             case "DELETE" if "/instances/" in request.path:
                 return _DESTROY
             case "POST" if "bundles" in request.path:
