@@ -2,7 +2,7 @@
 #
 #   make demo    train a LoRA on real photographs, with a tiny base model, on this machine
 #   make test    pass every test this machine can run, and tell which suites were left out and why
-#   make sim     live simulated lives of jobs, in which everything goes wrong by seed: [SEEDS=2000] [SEED=n] [PROFILE=vastai]
+#   make sim     live simulated lives of jobs, in which everything goes wrong by seed: [SEEDS=1000] [SEED=n] [PROFILE=vastai]
 #   make storm   kill, cut, fill and stop everything at random: [JOBS=20] [KILLS=6] [WORKERS=3] [SEED=n] [STORE=sqlite|mongo|both]
 #   make reliability    try everything that may break a promise, for hours, and write docs/reliability.md
 #
@@ -65,7 +65,7 @@ bench: setup
 
 # Ends with 1 if a promise broke, after the story of that life. SEEDS=100000 is a night's work.
 sim: setup
-	$(BIN)/python -m remote_trainer.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000)) $(if $(PROFILE),--profile $(PROFILE))
+	$(BIN)/python -m remote_trainer.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(if $(PROFILE),--profile $(PROFILE))
 
 # Ends with 1 if a promise broke; the seed is printed. With REMOTE_TRAINER_TEST_LONG=1, at night, 200 jobs and 100 kills on both stores.
 storm: setup servers

@@ -14,9 +14,9 @@ import pytest
 
 from remote_trainer import effects as fx
 from remote_trainer.host.client import SupervisedHost
-from remote_trainer.model import Artifact, Instance, JobId, Output, OutputKind
+from remote_trainer.model import Artifact, Instance, JobId, Output, OutputKind, Place
 from remote_trainer.objects.local import LocalObjects
-from remote_trainer.ports import Change
+from remote_trainer.ports import Abilities, Change
 from remote_trainer.transport.command import CommandTransport
 from remote_trainer.worker import records
 from remote_trainer.worker.outputs import Unit
@@ -44,9 +44,11 @@ class Patient:
     def __init__(self) -> None:
         attempt = SimpleNamespace(number=2, instance=Instance(id="here", label=KEY), label=KEY)
         plan = SimpleNamespace(outputs=(CHECKPOINTS,))
-        self.job: Any = SimpleNamespace(id=JOB, retry_of=None, tenant="t", plan=plan, inputs=(), attempt=attempt)
+        self.job: Any = SimpleNamespace(
+            id=JOB, retry_of=None, tenant="t", plan=plan, inputs=(), attempt=attempt, place=Place(driver="here")
+        )
         self.token: Any = 1
-        self.driver: Any = None
+        self.driver: Any = SimpleNamespace(abilities=Abilities(borrowed=True))
         self.seen = fx.Seen(since=NOW)
 
     def observe(self, change: Callable[[fx.Seen], fx.Seen]) -> None:

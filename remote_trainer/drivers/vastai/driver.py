@@ -32,7 +32,7 @@ from remote_trainer.errors import Ambiguous, ConfigError, DriverError, RemoteTra
 from remote_trainer.model import Instance, InstanceState, Offer, Resources
 from remote_trainer.ports import Abilities, Charge, DriverSettings, Finding, Spec, Survey, Transport
 
-_ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s=LAG_S, rents_every_s=INTERVALS_S["create"])
+_ABILITIES = Abilities(spot=True, records=True, scheduler=True, visibility_lag_s=LAG_S)
 # Some images bring a folder that sshd does not trust.
 _ON_START = 'chmod 700 ~/.ssh; chmod 600 ~/.ssh/authorized_keys; chown -R "$(id -u)" ~/.ssh; touch ~/.no_auto_tmux; true'
 _ASK_S = 15.0  # for so long the reply to a request to rent may wait for the key to be attached
@@ -52,7 +52,8 @@ class VastDriver:
         self._settings = settings
         self._url = str(options.get("url") or os.environ.get("VAST_URL") or URL).rstrip("/")
         self._image = str(options.get("image", ""))
-        self.abilities = replace(_ABILITIES, visibility_lag_s=float(options.get("visibility_lag_s", LAG_S)))
+        lag_s = float(options.get("visibility_lag_s", LAG_S))
+        self.abilities = replace(_ABILITIES, visibility_lag_s=lag_s, rents_every_s=INTERVALS_S["create"])
         self._wishes = wishes(options)
         self._opened: VastApi | None = None
         self._market = Market()
