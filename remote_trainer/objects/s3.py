@@ -125,19 +125,15 @@ class S3Objects:
         """Return a link that works for at most seven days."""
         if await self.head(key) is None:
             raise NotFound(f"no object {key} in {self._where}")
-        parameters = {"Bucket": self._bucket, "Key": self._key(key)}
-        expires = min(expires_s, _LONGEST_LINK_S)
-        return await self._threaded(
-            Watch(), lambda: self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=expires)
-        )
+        return await self._link("get_object", key, expires_s)
 
     async def presign_put(self, key: str, *, expires_s: int) -> str:
         """Return a link that works for at most seven days; no request is sent."""
-        parameters = {"Bucket": self._bucket, "Key": self._key(key)}
-        expires = min(expires_s, _LONGEST_LINK_S)
-        return await self._threaded(
-            Watch(), lambda: self._client.generate_presigned_url("put_object", Params=parameters, ExpiresIn=expires)
-        )
+        return await self._link("put_object", key, expires_s)
+
+    async def _link(self, act: str, key: str, expires_s: int) -> str:
+        what, expires = {"Bucket": self._bucket, "Key": self._key(key)}, min(expires_s, _LONGEST_LINK_S)
+        return await self._threaded(Watch(), lambda: self._client.generate_presigned_url(act, Params=what, ExpiresIn=expires))
 
     async def check(self) -> str:
         try:
@@ -152,9 +148,8 @@ class S3Objects:
         except (ClientError, BotoCoreError) as error:
             raise self._translate(error) from error
         except OSError as error:
-            raise ObjectsUnavailable(
-                f"a local file for {self._where} cannot be used ({error}): check disk space and rights"
-            ) from error
+            words = f"a local file for {self._where} cannot be used ({error}): check disk space and rights"
+            raise ObjectsUnavailable(words) from error
 
     def _translate(self, error: ClientError | BotoCoreError) -> Exception:
         if isinstance(error, ClientError):
@@ -163,7 +158,7 @@ class S3Objects:
                 return DigestMismatch(f"{self._where}: bytes were damaged on the way ({code}): it is sent again")
             if code in _REFUSED:
                 return _Refused(
-                    f"{self._where} refuses {doing} ({code}): check the bucket's name, the key, its secret and its rights"
+                    f"{self._where} refuses {doing} ({code}): check the bucket's name, the key, its secret, its rights"
                 )
             return ObjectsUnavailable(f"{self._where}: {doing} failed ({code}); it is tried again")
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
@@ -378,13 +373,12 @@ class S3Objects:
 def _client(settings: S3Settings) -> S3Client:
     if settings.ca_bundle and not settings.ca_bundle.is_file():
         raise ConfigError(f"s3.ca_bundle: {settings.ca_bundle} is not there")
-    secret = settings.secret_key.get_secret_value()
     return boto3.session.Session().client(
         "s3",
         endpoint_url=settings.endpoint or None,
         region_name=settings.region,
         aws_access_key_id=settings.key_id or None,
-        aws_secret_access_key=secret or None,
+        aws_secret_access_key=settings.secret_key.get_secret_value() or None,
         verify=str(settings.ca_bundle) if settings.ca_bundle else None,
         config=Config(
             signature_version="s3v4",
