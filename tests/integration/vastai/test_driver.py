@@ -2,66 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import httpx
 import pytest
 
-from remote_trainer.drivers.vastai import pace
 from remote_trainer.drivers.vastai.access import Access
 from remote_trainer.drivers.vastai.api import VastApi
 from remote_trainer.drivers.vastai.contacts import Contact, Contacts
 from remote_trainer.drivers.vastai.driver import VastDriver
-from remote_trainer.drivers.vastai.examine import examine
 from remote_trainer.errors import Ambiguous, LoginRefused, Permanent
-from remote_trainer.model import Instance, InstanceState, Offer, Resources
+from remote_trainer.model import Instance, InstanceState
 from remote_trainer.ports import Bidder, Biller, DriverSettings, Examiner, Recorder, SelfEnding, Spec
-from remote_trainer.testing.vast import demo
-from remote_trainer.testing.vast.clock import StandingClock
 from remote_trainer.testing.vast.server import SimVast
+from tests.integration.vastai.ground import LABEL, WANTED, asked, rent
 from tests.support.sshd import SshdServer
-
-LABEL = "rt-dep-j1-a1"
-WANTED = Resources(gpus=1, disk_gb=8)
-
-
-@pytest.fixture
-def sim(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimVast]:
-    """A service whose time stands still; nobody need wait a turn."""
-    for kind in pace.INTERVALS_S:
-        monkeypatch.setitem(pace.INTERVALS_S, kind, 0.0)  # type: ignore[misc]
-    with SimVast([demo.offer(number) for number in range(100, 110)], clock=StandingClock(datetime.now(UTC).timestamp())) as sim:
-        yield sim
-
-
-@pytest.fixture
-def settings(sim: SimVast, tmp_path: Path) -> DriverSettings:
-    return DriverSettings(state_dir=tmp_path, find_secret=lambda name: sim.key)
-
-
-@pytest.fixture
-async def driver(sim: SimVast, settings: DriverSettings) -> AsyncIterator[VastDriver]:
-    driver = VastDriver({"url": sim.url}, settings)
-    yield driver
-    await driver.close()
-
-
-async def rent(driver: VastDriver, *, spot: bool = False, label: str = LABEL) -> tuple[Offer, Instance]:
-    offer, *_ = await driver.offers(WANTED, spot=spot)
-    return offer, await driver.create(offer, Spec(image="i", disk_gb=WANTED.disk_gb), label)
-
-
-def asked(sim: SimVast, method: str, part: str) -> int:
-    return sum(1 for each, path in sim.requests if each == method and part in path)
 
 
 def test_it_can_do_what_it_says(driver: VastDriver) -> None:
@@ -296,181 +252,3 @@ async def test_a_refused_login_is_remembered(sim: SimVast, settings: DriverSetti
     assert await access.transport(contact, instance) is transport
     await transport.close()
     await api.close()
-
-
-# ----------------------------------------------------------------------------------------------------------- farewell
-
-
-@pytest.fixture
-def only(tmp_path: Path) -> Callable[[str], str]:
-    """A PATH with the small tools and one program that can ask."""
-
-    def make(program: str) -> str:
-        folder = tmp_path / f"path-{program}"
-        folder.mkdir()
-        for name in ("tr", "sed", "head", "tail", "rm", "mktemp", program):
-            found = os.path.realpath(sys.executable) if name == "python3" else shutil.which(name)
-            if found is None:
-                pytest.skip(f"{name} is not installed")
-            (folder / name).symlink_to(found)
-        return str(folder)
-
-    return make
-
-
-def bid_farewell(
-    driver: VastDriver, environment: Mapping[str, str], shell: Sequence[str] = ("/bin/sh",)
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*shell, "-s"], input=driver.farewell, env=dict(environment), capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-@pytest.mark.parametrize("program", ["curl", "python3", "wget"])
-async def test_a_machine_ends_itself(
-    sim: SimVast, driver: VastDriver, only: Callable[[str], str], program: str, tmp_path: Path
-) -> None:
-    """With its own number and key, from files or the environment; what is gone already is fine, and the account's key is not there."""
-    path = only(program)
-    _, made = await rent(driver)
-    kept = sim.live[int(made.id)]
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / ".vast_containerlabel").write_text(f"C.{made.id}")
-    (home / ".vast_api_key").write_text(kept.api_key)
-    done = bid_farewell(driver, {"PATH": path, "HOME": str(home)})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert kept.ended_at is not None
-    sim.clock.advance(60)
-    assert await driver.instances("") == []
-    again = bid_farewell(driver, {"PATH": path, "CONTAINER_ID": made.id, "CONTAINER_API_KEY": kept.api_key})
-    assert again.returncode == 0, again.stderr
-    assert sim.key not in driver.farewell
-
-
-@pytest.mark.shells
-@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
-async def test_any_shell_will_do(sim: SimVast, driver: VastDriver, shell: str) -> None:
-    """Images bring the one they like."""
-    _, made = await rent(driver)
-    key = sim.live[int(made.id)].api_key
-    environment = {"PATH": os.environ["PATH"], "CONTAINER_ID": made.id, "CONTAINER_API_KEY": key}
-    done = bid_farewell(driver, environment, shell.split())
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert sim.live[int(made.id)].ended_at is not None
-
-
-@pytest.mark.parametrize("program", ["curl", "python3", "wget"])
-async def test_a_refused_farewell_is_no_success(
-    sim: SimVast, driver: VastDriver, only: Callable[[str], str], program: str
-) -> None:
-    """A wrong key is answered with 404 as well; limits and failures are no end either, and no message carries the key."""
-    path = only(program)
-    _, made = await rent(driver)
-    environment = {"PATH": path, "CONTAINER_ID": made.id, "CONTAINER_API_KEY": "f" * 64}
-    wrong = bid_farewell(driver, environment)
-    assert wrong.returncode == 1 and "Invalid user key" in wrong.stderr and "f" * 64 not in wrong.stderr
-    for fault in ("destroy-500", "destroy-429"):
-        sim.faults.arm(fault)
-        refused = bid_farewell(driver, {**environment, "CONTAINER_API_KEY": sim.live[int(made.id)].api_key})
-        assert refused.returncode == 1
-    assert sim.live[int(made.id)].ended_at is None
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "code"),
-    [
-        (200, '{"success": true}', 0),
-        (200, '{"success": false, "msg": "no"}', 1),
-        (404, '{"error": "no_such_instance"}', 0),
-        (404, "page not found", 1),
-        (302, "", 1),
-    ],
-)
-def test_what_counts_as_accepted(settings: DriverSettings, only: Callable[[str], str], status: int, body: str, code: int) -> None:
-    """The words decide, not the status alone."""
-
-    class Odd(BaseHTTPRequestHandler):
-        def do_DELETE(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server, ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(server.serve_forever, 0.05)
-        driver = VastDriver({"url": f"http://127.0.0.1:{server.server_port}"}, settings)
-        for program in ("curl", "python3", "wget"):
-            done = bid_farewell(driver, {"PATH": only(program), "CONTAINER_ID": "7", "CONTAINER_API_KEY": "abc"})
-            assert done.returncode == code, (program, done.stderr)
-        server.shutdown()
-        serving.result()
-
-
-@pytest.mark.parametrize("odd", [{"CONTAINER_ID": "7; rm -rf /"}, {"CONTAINER_API_KEY": 'x"\nurl = "http://elsewhere'}])
-def test_a_machine_with_odd_words_about_itself_asks_nobody(sim: SimVast, driver: VastDriver, odd: dict[str, str]) -> None:
-    """What the machine says of itself becomes an address and a header: only digits and plain letters do."""
-    whole = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "CONTAINER_ID": "7", "CONTAINER_API_KEY": "abc"}
-    done = bid_farewell(driver, {**whole, **odd})
-    assert done.returncode == 2
-    assert sim.requests == []
-
-
-# ------------------------------------------------------------------------------------------------------------ doctor
-
-
-async def test_everything_is_examined_and_nothing_changed(sim: SimVast, driver: VastDriver) -> None:
-    """One answer for each permission, the credit and the key of ours."""
-    found = {each.question: each.ok for each in await driver.examine()}
-    assert found == dict.fromkeys(
-        ("key", "credit", "instance_read", "schedule", "instance_write", "misc", "billing_read", "ssh key"), True
-    )
-    assert sim.live == {} and sim.schedule.jobs == {}
-
-
-class Answers(httpx.AsyncBaseTransport):
-    """A service that answers a request to take something back so, and all others with what they need."""
-
-    def __init__(self, status: int, body: str) -> None:
-        self._status, self._body = status, body
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.method == "DELETE":
-            return httpx.Response(self._status, text=self._body)
-        listed = "instances" if "/instances/" in request.url.path else "results"
-        return httpx.Response(200, json={"credit": 5, listed: [], "next_token": None})
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "ok"),
-    [
-        (200, "{}", True),
-        (404, '{"error": "not_found"}', True),
-        (400, '{"error": "invalid_args"}', True),
-        (401, '{"msg": "lacks the instance_write permission group"}', False),
-        (429, '{"retry_after": 600}', None),
-    ],
-)
-async def test_a_key_may_write_if_it_is_not_the_key_that_is_refused(
-    sim: SimVast, settings: DriverSettings, status: int, body: str, ok: bool | None
-) -> None:
-    """What is taken back to find out is not there, and a service may say so in many ways."""
-    api = VastApi("http://sim.invalid", "key", pace=pace.Pace(), transport=Answers(status, body))
-    access = Access(lambda: api, settings, "root")
-    found = {each.question: each.ok async for each in examine(api, access)}
-    await api.close()
-    assert found["instance_write"] is ok
-    assert all(answer for question, answer in found.items() if question != "instance_write")
-
-
-async def test_what_is_missing_is_named(sim: SimVast, driver: VastDriver) -> None:
-    """A permission that is only good to have is no fault; a key that is refused ends the questions."""
-    sim.account.key.permissions = {group: {} for group in ("user_read", "instance_read")}
-    sim.account.credit = Decimal(0)
-    found = {each.question: each.ok for each in await driver.examine()}
-    assert found["billing_read"] is None
-    assert {question for question, ok in found.items() if ok is False} == {"credit", "instance_write", "misc"}
-    sim.account.key.revoked = True
-    (only,) = await driver.examine()
-    assert (only.question, only.ok) == ("key", False) and "VAST_API_KEY" in only.answer
