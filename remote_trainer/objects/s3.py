@@ -5,11 +5,10 @@ boto3's default ones travel as a trailer that several refuse or store into the o
 server checks what arrived, parts of equal size, deletes one by one.
 
 An object appears whole or not at all: a small one is hashed before it is sent in one request, a large one while its parts are
-sent, and its upload is aborted unless the digest agrees. An upload or a download that broke, or was left by a process that was killed,
-is gone on with when it is asked for again: of an upload whole parts, as the server shows by their MD5.
+sent, and its upload is aborted unless the digest agrees. One that broke, or was left by a process that was killed, goes on when it is
+asked for again: an upload by whole parts, as the server shows by their MD5.
 
-What a server says it took is proven by the MD5 it answers (its ETag); where that is none, as with keys of its own (KMS), the object is
-read again.
+What a server took is proven by the MD5 it answers (its ETag); where that is none (keys of its own, KMS), the object is read again.
 
 Rules for editing: boto3 is imported here only; its errors are named in ``_translate`` only; everything below the line runs in
 threads. Credentials never enter a message.
@@ -105,8 +104,7 @@ class S3Objects:
 
     async def verify(self, key: str, *, size: int, sha256: str) -> None:
         """Compare size and digest as noted when the server checked the bytes; small or foreign objects are read again."""
-        watch = Watch()
-        await self._threaded(watch, lambda: self._verify(key, size, sha256, watch))
+        await self._threaded(watch := Watch(), lambda: self._verify(key, size, sha256, watch))
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         below, after = folder_prefix(prefix), ""
