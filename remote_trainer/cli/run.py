@@ -43,7 +43,7 @@ def run_training(
         bool | None, typer.Option("--spot/--no-spot", help="Rent what the provider may take back, where it is cheaper")
     ] = None,
     race: Annotated[
-        int | None, typer.Option("--race", min=1, max=4, help="Rent so many at once, keep the first that serves")
+        int | None, typer.Option("--race", min=1, max=3, help="Rent so many at once, keep the first that serves")
     ] = None,
     priority: Annotated[int, typer.Option("--priority", help="Higher goes first")] = 0,
     tenant: Annotated[str, typer.Option("--tenant", help="For whom: the first part of where artifacts are kept")] = "default",

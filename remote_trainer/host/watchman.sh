@@ -201,6 +201,7 @@ listen() {
     _word=$(last_word)
     read_uptime
     [ "$_word" = "$HEARD" ] || HEARD=$_word SINCE=$UPTIME SENT=''
+    ! step_runs || SINCE=$UPTIME # who is away when a step ends has as long as anybody else
 }
 
 # Every process of a step has the root in its RT_MARK, between colons.

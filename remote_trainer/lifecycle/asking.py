@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from remote_trainer import policy as choices
 from remote_trainer.effects import ChooseOffer, Create, Severity
-from remote_trainer.errors import SpendingHeld
 from remote_trainer.lifecycle.machines import candidates, doubtful, look, made_nothing, shows_everything, trace, traced
 from remote_trainer.lifecycle.rules import Decision, Moment, again, current, given_up_at, put, release, soon, wish
 from remote_trainer.model import Job, Reason, Strategy, Verdict
@@ -83,17 +82,19 @@ def _in_vain(job: Job, moment: Moment) -> Decision:
 
 
 def provisioned_by(job: Job, moment: Moment) -> datetime | None:
-    """Return when the attempt gives up: counted from the request, since what is waited for before it is somebody else's machine."""
+    """Return when the attempt gives up: counted from the request or, before it, from when it was known that there is no machine.
+
+    Nothing is rented before the request: whatever else is waited for then (money, a turn, a provider that does not answer) has time
+    until the job's limits.
+    """
     attempt = current(job)
-    if attempt.requested_at is None and (job.provision.strategy is Strategy.QUEUE or _held(moment)):
-        return None
-    return given_up_at(job, moment, attempt.requested_at or attempt.started_at, moment.policy.provision_timeout_s)
-
-
-def _held(moment: Moment) -> bool:
-    """Is it money that is waited for? Nothing is rented meanwhile, and time mends it."""
+    if attempt.requested_at is not None:
+        return given_up_at(job, moment, attempt.requested_at, moment.policy.provision_timeout_s)
     trouble = moment.seen.troubles.get(ChooseOffer)
-    return trouble is not None and trouble.error == SpendingHeld.__name__
+    scarce = trouble is not None and trouble.reason is Reason.NO_CAPACITY and moment.seen.offer is None
+    if job.provision.strategy is Strategy.QUEUE or trouble is None or not scarce:
+        return None
+    return given_up_at(job, moment, trouble.alike_since or trouble.at, moment.policy.provision_timeout_s)
 
 
 def cannot_ask(moment: Moment) -> str:

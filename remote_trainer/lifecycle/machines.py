@@ -47,7 +47,8 @@ def there(job: Job, moment: Moment) -> list[Instance]:
 
 def candidates(job: Job, moment: Moment) -> list[Instance]:
     """Return the instances that may still serve the attempt, those that are ready first."""
-    left = [one for one in there(job, moment) if one.id not in current(job).dropped]
+    over = {*current(job).dropped, *moment.seen.destroyed}
+    left = [one for one in there(job, moment) if one.id not in over]
     return sorted(left, key=lambda one: (one.state in _USELESS, one.state is not InstanceState.READY))
 
 
@@ -145,10 +146,9 @@ def guards(job: Job, moment: Moment) -> list[Guard]:
 
     It moves with the limits of the job.
     """
-    reached = choices.limit(job)
-    if not moment.abilities.scheduler or reached is None:
+    until = choices.switched_off_at(job, moment.policy)
+    if not moment.abilities.scheduler or until is None:
         return []
-    until = reached[0] + timedelta(seconds=moment.policy.reap_overtime_s)
     mine = current(job).instance
     kept = candidates(job, moment) if job.phase is Phase.PROVISIONING or mine is None else [mine]
     known = moment.seen.guarded

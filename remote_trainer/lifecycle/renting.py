@@ -159,7 +159,7 @@ def transferring(job: Job, moment: Moment) -> Decision:
         message = f"inputs not on the host within {moment.policy.transfer_timeout_s:g} s" + (f": {job.note}" if job.note else "")
         return release(job, moment, Verdict.LOST, Reason.TRANSFER_FAILED, message)
     if not seen.resume_known:
-        return wish(job, moment, FindCheckpoint(), wake_at=soon(job, moment, ends))
+        return wish(job, moment, FindCheckpoint(), *upkeep(job, moment), wake_at=soon(job, moment, ends))
     if not seen.shipped:
         ship = ShipInputs(attempt.label, seen.resume)
         return wish(job, moment, ship, *upkeep(job, moment), wake_at=soon(job, moment, ends))

@@ -7,7 +7,17 @@ user may want to change is a field of ``Policy`` with its unit in the name.
 from __future__ import annotations
 
 from remote_trainer.policy.accounts import charged, misbilled, reservation, settlement
-from remote_trainer.policy.bounds import Unclaimed, deadline, deadman_s, evictions, fruitless, limit, unclaimed, used_up
+from remote_trainer.policy.bounds import (
+    Unclaimed,
+    deadline,
+    deadman_s,
+    evictions,
+    fruitless,
+    limit,
+    switched_off_at,
+    unclaimed,
+    used_up,
+)
 from remote_trainer.policy.choice import (
     Estimate,
     Lot,
@@ -71,6 +81,7 @@ __all__ = [
     "settlement",
     "spent_at",
     "step_retry_at",
+    "switched_off_at",
     "too_dear",
     "unclaimed",
     "used_up",

@@ -5,7 +5,7 @@ Rules for editing: as in the package's docstring; moments are computed from what
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise, takewhile
 
@@ -49,6 +49,20 @@ def fruitless(job: Job) -> int:
 def evictions(job: Job) -> int:
     """Return how many spot machines were taken away from a job."""
     return sum(attempt.reason is Reason.EVICTED for attempt in job.attempts)
+
+
+def switched_off_at(job: Job, policy: Policy) -> datetime | None:
+    """Return when a machine of the current attempt is to end by itself, should all of us be gone; None without limits.
+
+    Counted as if it were paid in full from the request on: a switch that is set while it boots may never be moved. Its rivals are
+    given back soon; one that cannot be moved must not end the machine that is kept because of them.
+    """
+    attempt = job.attempt
+    if attempt is None:
+        return None
+    paid = replace(attempt, ready_at=attempt.ready_at or attempt.requested_at, rivals=())
+    reached = limit(replace(job, attempts=(*job.attempts[:-1], paid)))
+    return reached[0] + timedelta(seconds=policy.reap_overtime_s) if reached is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,12 @@ def expected_hours(offer: Offer, run: Estimate) -> float:
 def expected_cost(offer: Offer, run: Estimate) -> Decimal:
     """Return what the whole run is expected to cost on an offer, US dollars: rent, boot and the provider's tail, and bandwidth."""
     hours = expected_hours(offer, run) + BILLED_TAIL_S / 3600
-    bandwidth = offer.price_per_gb_in * Decimal(str(run.gb_in)) + offer.price_per_gb_out * Decimal(str(run.gb_out))
-    return (offer.price_per_hour * Decimal(str(hours)) + bandwidth).quantize(Decimal("0.000001"))
+    return (offer.price_per_hour * Decimal(str(hours)) + traffic_cost(offer, run)).quantize(Decimal("0.000001"))
+
+
+def traffic_cost(offer: Offer, run: Estimate) -> Decimal:
+    """Return what it is expected to cost to bring everything there and back, US dollars."""
+    return offer.price_per_gb_in * Decimal(str(run.gb_in)) + offer.price_per_gb_out * Decimal(str(run.gb_out))
 
 
 # ------------------------------------------------------------------------------------------------------- among offers
@@ -146,7 +150,7 @@ def with_bid(offer: Offer, margin: Decimal, limits: Limits) -> Offer:
 
 def raised(offer: Offer, least: Decimal, margin: Decimal, limits: Limits) -> Offer | None:
     """Return a rented spot offer with a higher bid once others would pay ``least``; None if ours is enough, or may not grow."""
-    if not offer.spot or not least or least < offer.price_per_hour - offer.disk_per_hour:
+    if not offer.spot or not least or least <= offer.price_per_hour - offer.disk_per_hour:
         return None
     price = _bid(offer, least, margin, limits)
     return replace(offer, price_per_hour=price) if price > max(offer.price_per_hour, least + offer.disk_per_hour) else None

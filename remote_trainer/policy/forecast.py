@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from remote_trainer.model import Attempt, Job, Offer, Phase
-from remote_trainer.policy.choice import Estimate, estimate, expected_cost
+from remote_trainer.policy.choice import Estimate, estimate, expected_cost, traffic_cost
 from remote_trainer.policy.money import BILLED_TAIL_S, cost_of_job, job_cost, rentals
 from remote_trainer.policy.patience import FOREVER_S
 
@@ -104,5 +104,5 @@ def seconds_left(job: Job, values: Mapping[str, float], now: datetime) -> float 
 
 def needed(offer: Offer, run: Estimate) -> Decimal:
     """Return what must be there to spend before an offer is worth renting: the expected run, or an hour of it if that is less."""
-    hour = (offer.price_per_hour * Decimal(str(1 + (offer.boot_s + BILLED_TAIL_S + FETCH_S) / 3600))).quantize(_MICRO)
-    return min(expected_cost(offer, run), hour)
+    hour = offer.price_per_hour * Decimal(str(1 + (offer.boot_s + BILLED_TAIL_S + FETCH_S) / 3600))
+    return min(expected_cost(offer, run), (hour + traffic_cost(offer, run)).quantize(_MICRO))

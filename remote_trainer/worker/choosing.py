@@ -7,6 +7,7 @@ place that cannot answer is passed over only when it has had its chances: the ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -60,19 +61,29 @@ async def choose(shop: Shop, job: Job, seen: Seen) -> Choice:
             raise
         place = job.places[found.place]
         try:
-            await shop.gates.check(job, (found.offer, *found.rivals), shop.driver(place.driver, place.options))
+            found = await _affordable(shop, job, found)
         except SpendingHeld as error:
             held[found.place] = error
             if len(held) == len(job.places):
                 raise next(iter(held.values())) from None
             continue
-        for offer in (found.offer, *found.rivals):
-            shop.market.take(offer.id)
         if job.fallbacks:
             _log.info(
                 log.event("provisioning"), action="place_chosen", place=found.place, driver=place.driver, offer=found.offer.id
             )
         return found
+
+
+async def _affordable(shop: Shop, job: Job, found: Choice) -> Choice:
+    """Return the choice with as many rivals as there is money for. SpendingHeld if there is none for one machine."""
+    place = job.places[found.place]
+    driver = shop.driver(place.driver, place.options)
+    for count in range(len(found.rivals), 0, -1):
+        with contextlib.suppress(SpendingHeld):
+            await shop.gates.check(job, (found.offer, *found.rivals[:count]), driver)
+            return replace(found, rivals=found.rivals[:count])
+    await shop.gates.check(job, (found.offer,), driver)
+    return replace(found, rivals=())
 
 
 async def _choose(shop: Shop, job: Job, seen: Seen, *, without: Collection[int]) -> Choice:

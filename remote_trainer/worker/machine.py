@@ -30,7 +30,7 @@ from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.cuda import try_cuda
 from remote_trainer.lifecycle import listed
 from remote_trainer.model import Attempt, HostFacts, Instance, Job, Resources, Token
-from remote_trainer.policy import limit, needs
+from remote_trainer.policy import needs, switched_off_at
 from remote_trainer.ports import Bidder, Driver, Recorder, Spec
 from remote_trainer.worker.choosing import Choice, choose
 from remote_trainer.worker.listing import new_enough
@@ -91,6 +91,8 @@ class Machine:
         waited_s = await self._shop.desk.turn(self._shop.driver(place.driver, place.options), 1 + len(found.rivals))
         if waited_s > _OFFER_S:
             found = await self._choose()
+        for offer in (found.offer, *found.rivals):
+            self._shop.market.take(offer.id)  # only now: who waits for a turn keeps nobody from an offer
         self._patient.observe(lambda seen: replace(seen, offer=found.offer, rivals=found.rivals, place=found.place))
 
     async def _choose(self) -> Choice:
@@ -103,7 +105,7 @@ class Machine:
         try:
             if (offer := offers[number]) is None:
                 raise InvariantBroken(f"{label}: a machine is to be rented and no offer was saved")
-            made = await self._driver.create(offer, self._spec(label), label)
+            made = await self._driver.create(offer, self._spec(label, number), label)
             self._patient.observe(lambda seen: replace(seen, created={**seen.created, number: made}))
         except Permanent:
             self._patient.observe(lambda seen: replace(seen, refused=seen.refused | {number}))
@@ -115,25 +117,22 @@ class Machine:
             answered_at = self._shop.clock.now()
             self._patient.observe(lambda seen: replace(seen, creating=seen.creating - {number}, answered_at=answered_at))
 
-    def _spec(self, label: str) -> Spec:
+    def _spec(self, label: str, number: int) -> Spec:
         """Return what to put on the machine, and until when the request may be sent at all.
 
         Long after the intent was saved it may not: this process was paused, or waited for its turn, and others may have given it up.
         """
-        spec = Spec(image=self._patient.job.plan.image, disk_gb=self.needs.disk_gb, until=self._until)
+        policy, job = self._shop.policy, self._patient.job
+        spec = Spec(image=job.plan.image, disk_gb=self.needs.disk_gb, until=switched_off_at(job, policy))
         asked_at = self.attempt.requested_at
         if asked_at is None or self._driver.abilities.borrowed:
             return spec
-        not_after, clock = asked_at + timedelta(seconds=self._shop.policy.lag_margin_s / 2), self._shop.clock
+        # A race's later requests have to wait their turn; what another worker allows for them is still more.
+        turn_s = min(number * self._driver.abilities.rents_every_s, policy.lag_margin_s * 0.4)
+        not_after, clock = asked_at + timedelta(seconds=policy.lag_margin_s / 2 + turn_s), self._shop.clock
         if clock.now() > not_after:
             raise Transient(f"{label}: too much time passed before the request to rent could be sent: not sent")
         return replace(spec, left_s=lambda: (not_after - clock.now()).total_seconds())
-
-    @property
-    def _until(self) -> datetime | None:
-        """When nobody needs the machine any more, whatever becomes of us."""
-        reached = limit(self._patient.job)
-        return reached[0] + timedelta(seconds=self._shop.policy.reap_overtime_s) if reached is not None else None
 
     @property
     def needs(self) -> Resources:

@@ -256,7 +256,7 @@ def count_every_attempt_as_fruitless(patch: Patch) -> None:
 
 def send_a_request_however_late(patch: Patch) -> None:
     spec = RealMachine._spec
-    patch.setattr(RealMachine, "_spec", lambda self, label: replace(spec(self, label), left_s=lambda: 1.0))
+    patch.setattr(RealMachine, "_spec", lambda self, label, number: replace(spec(self, label, number), left_s=lambda: 1.0))
 
 
 def begin_anew_after_each_loss(patch: Patch) -> None:

@@ -273,3 +273,15 @@ def test_a_borrowed_machine_is_waited_for_only_without_another_place(others: tup
     life.see(created=life.instance())
     life.later(Policy().provision_timeout_s + 1)
     assert len(life.job.attempts) == 1 + len(others)
+
+
+def test_waiting_for_anything_but_a_machine_uses_up_no_patience() -> None:
+    """Money, a turn, a provider that does not answer: nothing is rented meanwhile, and what comes then is rented."""
+    life = Life(a_job(), RENTED)
+    life.tick()
+    life.trouble(fx.ChooseOffer, Severity.RETRY, Reason.INTERNAL)
+    life.later(4 * 3600)
+    life.restart()
+    assert kinds(life.later(4 * 3600)) == {"ChooseOffer"}
+    assert "Create" in kinds(life.see(offer=OFFER))
+    assert (life.job.phase, len(life.job.attempts)) == (Phase.PROVISIONING, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -137,10 +137,19 @@ class VastDriver:
     async def instances(self, prefix: str) -> Sequence[Instance]:
         listed = await self._api.instances()
         ids = {str(row.get("id")) for row in listed}
+        await self._doubt(ids)
         self._part(ids)
         self._ends.forget(ids)
         found = (rows.instance(row) for row in listed)
         return [one for one in found if one is not None and one.label.startswith(prefix)]
+
+    async def _doubt(self, listed: Collection[str]) -> None:
+        """Do not believe a listing that lacks a machine which we are on and which is there: what is not listed is given up, and ended."""
+        for contact in self._contacts.all():
+            missing = bool(contact.transports) and not contact.ending and contact.id not in listed
+            if missing and await self._api.instance(contact.id) is not None:
+                message = f"Vast.ai's listing lacks instance {contact.id}, which is there: not believed"
+                raise Transient(message, driver=self.name, operation="list")
 
     async def destroy(self, instance: Instance) -> None:
         await self._ends.end(instance.id)

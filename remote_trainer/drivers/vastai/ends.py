@@ -44,13 +44,13 @@ class Ends:
         while self._waiting:
             turn = await asyncio.gather(api.turn_to_destroy(), return_exceptions=True)
             batch, self._waiting = self._waiting, {}
-            outcome = turn if turn[0] else await asyncio.gather(self._ask(api, tuple(batch)), return_exceptions=True)
-            for waiting in batch.values():
-                if isinstance(outcome[0], BaseException):
-                    waiting.set_exception(outcome[0])
-                    waiting.exception()  # nobody may be waiting any more
-                else:
+            refused = dict.fromkeys(batch, turn[0]) if turn[0] else await self._ask(api, tuple(batch))
+            for instance_id, waiting in batch.items():
+                if (error := refused.get(instance_id)) is None:
                     waiting.set_result(None)
+                else:
+                    waiting.set_exception(error)
+                    waiting.exception()  # nobody may be waiting any more
 
     async def close(self) -> None:
         """Send nothing more."""
@@ -58,18 +58,21 @@ class Ends:
             self._sending.cancel()
             await asyncio.wait([self._sending])
 
-    async def _ask(self, api: VastApi, batch: tuple[str, ...]) -> None:
-        """Ask at once: the turn was waited for."""
+    async def _ask(self, api: VastApi, batch: tuple[str, ...]) -> dict[str, BaseException]:
+        """Ask at once, since the turn was waited for; return what was not taken, and why."""
         try:
             await api.destroy_now(batch)
         except Transient as error:
             if len(batch) > 1 or error.retry_after_s:
-                raise
-            await api.destroy(batch[0])
-        except Permanent:
+                return dict.fromkeys(batch, error)
+        except Permanent as error:
             if len(batch) == 1:
-                raise
-            for instance_id in batch:  # it does not take such requests, or one of them is gone: each by itself then
-                await api.destroy(instance_id)
+                return {batch[0]: error}
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+            return dict.fromkeys(batch, error)
         else:
             self._shared.update(batch if len(batch) > 1 else ())
+            return {}
+        # Alone and disturbed, or it does not take such requests, or one of them is gone: each by itself then.
+        outcomes = await asyncio.gather(*(api.destroy(instance_id) for instance_id in batch), return_exceptions=True)
+        return {instance_id: error for instance_id, error in zip(batch, outcomes, strict=True) if error is not None}

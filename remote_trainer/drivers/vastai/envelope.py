@@ -132,7 +132,7 @@ def _words(reply: Reply, fields: Mapping[str, Any]) -> str:
     said = ": ".join(dict.fromkeys(parts))
     if not said and not fields:  # what an object holds besides these may be an instance's key
         said = reply.text.strip()
-    return _SECRET.sub("…", said[:_QUOTED]) or "no reason given"
+    return _SECRET.sub("…", said)[:_QUOTED] or "no reason given"
 
 
 def _wait_s(reply: Reply, fields: Mapping[str, Any], words: str, operation: str, now: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ Row = Mapping[str, Any]
 
 _DRIVER = "vastai"
 _BOOT_S = 300.0  # a typical start with an image that is not there yet
+_TRAFFIC_MOST = Decimal("0.04")  # US dollars a GB
 _MONTH_H = 720  # hours the provider counts in a month of storage
 
 #: Words in ``status_msg`` after which a machine that is loading never runs.
@@ -71,8 +72,8 @@ def offer(row: Row, *, disk_gb: int, spot: bool = False, speeds: Mapping[str, fl
         resources=have,
         machine=str(row.get("machine_id") or ""),
         speed=speed(name, gpus, number(row, "dlperf"), overrides=speeds),
-        price_per_gb_in=money(row, "inet_down_cost"),
-        price_per_gb_out=money(row, "inet_up_cost"),
+        price_per_gb_in=_traffic(row, "inet_down_cost"),
+        price_per_gb_out=_traffic(row, "inet_up_cost"),
         boot_s=_BOOT_S,
         mbit=number(row, "inet_down"),
         facts={key: row.get(key) for key in _FACTS},
@@ -138,7 +139,7 @@ def endpoint(row: Row) -> tuple[str, int]:
     bindings = ports.get("22/tcp") if isinstance(ports, dict) else None
     for binding in bindings if isinstance(bindings, list) else ():
         port = str(binding.get("HostPort", "")) if isinstance(binding, dict) else ""
-        if host and port.isdecimal() and 0 < int(port) < 65536:
+        if host and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536:
             return host, int(port)
     return "", 0
 
@@ -171,18 +172,23 @@ def number(row: Row, name: str) -> float:
     value = row.get(name)
     try:
         found = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return found if abs(found) < _SANE else 0.0  # neither infinite nor NaN
 
 
 def money(row: Row, name: str) -> Decimal:
-    """Return a field as US dollars, 0 for anything that is none."""
+    """Return a field as US dollars, 0 for anything that is none: nothing pays us."""
     try:
         found = Decimal(str(row.get(name) or 0))
-    except InvalidOperation:
+        return found if found.is_finite() and 0 < found < _SANE else Decimal(0)
+    except (ValueError, ArithmeticError):
         return Decimal(0)
-    return found if found.is_finite() and abs(found) < _SANE else Decimal(0)
+
+
+def _traffic(row: Row, name: str) -> Decimal:
+    """Return the price of a GB; where it is not told, the highest there is."""
+    return _TRAFFIC_MOST if row.get(name) is None else money(row, name)
 
 
 def text(row: Row, name: str) -> str:

@@ -44,6 +44,7 @@ _SECONDS: Mapping[str, tuple[float | None, ...]] = {
     "run-unknown": (30.0,),
     "run-offline": (40.0, 3600.0),  # for ever is "host-dead"
     "run-outbid": (None, 20.0),
+    "list-empty": (3.0, 30.0, 120.0),
     "destroy-lingers": (20.0, 120.0),
     "destroy-late": (5.0, 40.0),
 }

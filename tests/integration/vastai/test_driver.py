@@ -12,7 +12,7 @@ from remote_trainer.drivers.vastai.access import Access
 from remote_trainer.drivers.vastai.api import VastApi
 from remote_trainer.drivers.vastai.contacts import Contact, Contacts
 from remote_trainer.drivers.vastai.driver import VastDriver
-from remote_trainer.errors import Ambiguous, LoginRefused, Permanent
+from remote_trainer.errors import Ambiguous, LoginRefused, Permanent, Transient
 from remote_trainer.model import Instance, InstanceState
 from remote_trainer.ports import Bidder, Biller, DriverSettings, Examiner, Recorder, SelfEnding, Spec
 from remote_trainer.testing.vast.server import SimVast
@@ -202,6 +202,19 @@ async def test_a_listing_alone_takes_no_switch_away(sim: SimVast, settings: Driv
     assert await driver.instances("") == []
     await driver.close()
     assert len(sim.schedule.jobs) == 1
+
+
+async def test_a_listing_that_lacks_a_machine_we_are_on_is_not_believed(sim: SimVast, driver: VastDriver) -> None:
+    """What is not listed is given up and ended: a machine must be missing by its id, too."""
+    _, made = await rent(driver)
+    sim.clock.advance(600)
+    (ready,) = await driver.instances("rt-")
+    await driver.connect(ready)
+    sim.faults.arm("list-empty", seconds=3600)
+    with pytest.raises(Transient, match=f"lacks instance {made.id}"):
+        await driver.instances("rt-")
+    await driver.destroy(ready)
+    assert await driver.instances("rt-") == []
 
 
 def test_what_is_remembered_of_an_instance_goes_with_it() -> None:
