@@ -32,8 +32,9 @@ _CREATE = (*(name for name in MENU if name.startswith(("create-", "boot-"))), "l
 _LIST = ("list-410", "list-unsuccessful", "list-page-missing", "list-502", "list-empty")
 _DESTROY = tuple(name for name in MENU if name.startswith("destroy-"))
 _RUN = tuple(name for name in MENU if name.startswith("run-"))
-#: Played with real hosts only: these machines have neither a disk that fills nor a GPU.
-UNPLAYED = frozenset({"boot-small-disk", "boot-gpu-missing", "run-disk-full", "run-gpu-missing"})
+#: Played with real hosts only: these machines have neither a disk that fills nor a GPU. And a job waits for tomorrow's searches for longer
+#: than a life lasts.
+UNPLAYED = frozenset({"search-quota", "boot-small-disk", "boot-gpu-missing", "run-disk-full", "run-gpu-missing"})
 #: How long an effect lasts where that is a matter of chance, seconds; None: for ever.
 _SECONDS: Mapping[str, tuple[float | None, ...]] = {
     "create-late": (5.0, 130.0),
@@ -87,8 +88,6 @@ class VastWorld(World):
                 return _LIST
             case "DELETE" if "/instances/" in request.path:
                 return _DESTROY
-            case "POST" if "bundles" in request.path:
-                return ("search-quota",)
             case _:
                 return ()
 
