@@ -67,7 +67,7 @@ def take_a_failed_listing_for_an_empty_one(patch: Patch) -> None:
             await find(self, label)
         except Transient:
             now = self._shop.clock.now()
-            self._patient.observe(lambda seen: replace(seen, instances=(), instances_at=now))
+            self._patient.observe(lambda seen: machines.listed(seen, self._patient.job, (), now))
 
     patch.setattr(RealMachine, "find_instance", careless)
 
@@ -331,14 +331,14 @@ PLANTED: Mapping[Callable[[Patch], None], Shows] = {
     obey_any_token_on_the_host: Shows("a host obeys token", _SLEEPY, first=7),
     start_whoever_asks: Shows("is started twice"),
     write_over_newer_documents: Shows("an older version wrote over", _VERSIONS),
-    append_without_looking_at_offsets: Shows("is not what was printed"),
+    append_without_looking_at_offsets: Shows("is not what was printed", first=109),
     believe_an_exit_before_its_log_is_kept: Shows("are lost"),
-    take_what_was_put_for_verified: Shows("is not what the host has"),
+    take_what_was_put_for_verified: Shows("is not what the host has", first=87),
     end_without_outputs: Shows("is not kept|is not what the host has"),
-    take_a_new_disk_for_the_old_one: Shows("is not kept", _WIPED),
-    take_silence_for_death: Shows("starts beside", PROFILES["borrowed"]),
+    take_a_new_disk_for_the_old_one: Shows("is not kept", _WIPED, first=148),
+    take_silence_for_death: Shows("starts beside", PROFILES["borrowed"], first=164),
     remember_the_last_attempt: Shows("never exited", _LOSSY),
-    ignore_that_a_stop_cannot_succeed: Shows("never ends", _STOPPED),
+    ignore_that_a_stop_cannot_succeed: Shows("never ends", _STOPPED, first=137),
     leave_a_damaged_record: Shows("never ends", _DAMAGED),
     drop_a_cancel_while_executing: Shows("cancelled at", _CANCELLED),
     ask_anew_without_the_records: Shows("is rented twice|still costs money", _UNLISTED),
