@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what all trainers share lies beside this folder
 
 from lora.base import Kind
-from lora.options import NETWORK, TRAINING, Options, flag, revised
+from lora.flags import flag, revised
+from lora.options import NETWORK, TRAINING, Options
 from lora.program import Tool, main
 
 
@@ -61,18 +62,23 @@ KIND = Kind(
 class FluxOptions(Options):
     """The defaults that suit FLUX.1-dev on one GPU of 48 GB."""
 
-    FAMILY: ClassVar[str] = "FLUX.1"
+    PROGRAM: ClassVar[str] = "Train a LoRA for FLUX.1 from a folder of captioned images."
 
-    base: str = revised("base", "black-forest-labs/FLUX.1-dev", "model to train on: a diffusers folder or a hub id")
+    base: str = revised(Options, "base", "black-forest-labs/FLUX.1-dev", "model to train on: a diffusers folder or a hub id")
     targets: str = revised(
+        Options,
         "targets",
         "attention",
         "layers that learn: attention, or all: also feed-forward and projections",
         choices=("attention", "all"),
     )
-    alpha: float = revised("alpha", 16.0)
-    text_lr: float = revised("text_lr", 0.0, "learning rate of the CLIP text encoder (0: it does not learn); T5 never learns")
-    sample_guidance: float = revised("sample_guidance", 3.5, "guidance that a sample is made with, where the base takes one")
+    alpha: float = revised(Options, "alpha", 16.0)
+    text_lr: float = revised(
+        Options, "text_lr", 0.0, "learning rate of the CLIP text encoder (0: it does not learn); T5 never learns"
+    )
+    sample_guidance: float = revised(
+        Options, "sample_guidance", 3.5, "guidance that a sample is made with, where the base takes one"
+    )
 
     text_length: int = flag(512, NETWORK, "tokens of a caption that T5 reads; FLUX.1-schnell knows 256", low=8, high=512)
     timestep_shift: float = flag(

@@ -1,63 +1,40 @@
 """Every flag that all trainers have, declared once: name, default, unit, limits and help are the fields of `Options`.
 
 A family's train.py derives its own class: other defaults (`revised`) and flags of its own (`flag`). The command line, the
-`--config` file (a JSON object with the same names) and the tables in docs/training.md all come from these fields. Flags on the
-command line win over the file, the file over the environment, the environment over the default.
+`--config` file (a JSON object with the same names) and the tables in docs/training.md all come from these fields; flags.py
+beside this file says how.
 
-Editing rules: standard library only, so that a wrong flag is reported before torch is loaded. Mark a field `free=True` only if
-it cannot change what is learnt: a training resumes only with the same values of all others.
+Editing rules: standard library only. Mark a field `free=True` only if it cannot change what is learnt: a training resumes only
+with the same values of all others.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar
+
+from lora.flags import Settings, flag, flags
 
 PLACES = "where things are"
 IMAGES = "images and captions"
 NETWORK = "network"
 TRAINING = "training"
+MACHINE = "memory and speed"
 REPORTS = "samples and validation"
 SAVING = "checkpoints"
-GROUPS = (PLACES, IMAGES, NETWORK, TRAINING, REPORTS, SAVING)
-Kind = TypeVar("Kind", bound="Options")
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """What the command line says about one option; `low` and `high` are inclusive limits."""
-
-    group: str
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    env: str = ""
-    free: bool = False
-    """Whether a resumed training may change it: it says where things are or what is reported, not what is learnt."""
-
-
-def flag(default: Any, group: str, text: str, **more: Any) -> Any:
-    """One field of Options with its Flag beside it."""
-    return field(default=default, metadata={"flag": Flag(group, text, **more)})
-
-
-def revised(name: str, default: Any, text: str = "", **more: Any) -> Any:
-    """A field of a family's class that has another default, and perhaps another help, than that of all trainers."""
-    (known,) = (f.metadata["flag"] for f in dataclasses.fields(Options) if f.name == name)
-    return field(default=default, metadata={"flag": dataclasses.replace(known, help=text or known.help, **more)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Settings):
     """The settings of one training, checked; the defaults suit a real SDXL base on one GPU of 24 GB or more."""
 
-    FAMILY: ClassVar[str] = "image model"
+    PROGRAM: ClassVar[str] = "Train a LoRA from a folder of captioned images."
+    ENDS: ClassVar[str] = (
+        "0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory,"
+        " 74 a file cannot be written, 75 interrupted (run again to resume), 76 the loss is no longer a number"
+    )
+    GROUPS: ClassVar = (PLACES, IMAGES, NETWORK, TRAINING, MACHINE, REPORTS, SAVING)
 
     base: str = flag(
         "stabilityai/stable-diffusion-xl-base-1.0",
@@ -75,6 +52,8 @@ class Options:
     )
     cache: str = flag("", PLACES, "folder for encoded images and captions (default OUTPUT/cache)", env="RT_CACHE", free=True)
     name: str = flag("lora", PLACES, "name of the LoRA: final/NAME.safetensors and final/NAME_kohya.safetensors", free=True)
+
+    smoke: bool = flag(False, PLACES, "train on a made-up base and made-up images in a temporary folder", free=True)
 
     resolution: int = flag(
         1024, IMAGES, "training size, px: an image keeps its shape and gets about this squared", low=32, high=4096
@@ -105,6 +84,8 @@ class Options:
         "", IMAGES, "folder of images of what the base should not forget, captioned without the trigger; each epoch has as many"
         " of them as of the dataset's", env="RT_PRIOR", free=True,
     )  # fmt: skip
+    prior_prompt: str = flag("", IMAGES, "let the base itself make the prior images, of this prompt, such as: photo of a cat")
+    prior_images: int = flag(100, IMAGES, "how many images it makes", low=1, high=10_000)
     prior_weight: float = flag(1.0, IMAGES, "how much prior images count", low=0, high=100)
     caption_dropout: float = flag(0.05, IMAGES, "share of draws that train with an empty caption", low=0, high=1)
 
@@ -123,6 +104,10 @@ class Options:
     )  # fmt: skip
     rank: int = flag(16, NETWORK, "rank of each layer's update", low=1, high=1024)
     alpha: float = flag(8.0, NETWORK, "strength; the update is scaled by alpha / rank", low=0.001, high=4096)
+    dropout: float = flag(
+        0.0, NETWORK, "share of what goes into each update that is left out at random while it learns, against learning by heart",
+        low=0, high=0.9,
+    )  # fmt: skip
     text_lr: float = flag(0.0, NETWORK, "learning rate of the CLIP text encoders (0: they do not learn)", low=0, high=10)
     text_rank: int = flag(0, NETWORK, "rank in the text encoders (0: as the others)", low=0, high=1024)
     text_alpha: float = flag(0.0, NETWORK, "alpha in the text encoders (0: scaled as the others are)", low=0, high=4096)
@@ -150,15 +135,38 @@ class Options:
         low=0, high=0.99999,
     )  # fmt: skip
     seed: int = flag(42, TRAINING, "seed of everything random", low=0, high=2**31 - 1)
-    precision: str = flag("auto", TRAINING, "auto: bf16 where the GPU has it, else fp32", choices=("auto", "bf16", "fp32"))
+    spike: float = flag(
+        3.0, TRAINING, "a loss this many times the largest of the last 200 steps is not learnt from (0: any is, while it is a number)",
+        low=0, high=1000,
+    )  # fmt: skip
+    rollbacks: int = flag(
+        2, TRAINING, "how often such a loss, or one that is no number, may send the training back to its last checkpoint, at half the"
+        " rate from there on", low=0, high=100,
+    )  # fmt: skip
+    plateau: str = flag(
+        "none", TRAINING, "when the validation loss no longer falls: go on (none), end the training (stop), or halve the rate (cut)",
+        choices=("none", "stop", "cut"),
+    )  # fmt: skip
+    patience: int = flag(3, TRAINING, "validations without a lower loss that make a plateau", low=1, high=1000)
+
+    precision: str = flag("auto", MACHINE, "auto: bf16 where the GPU has it, else fp32", choices=("auto", "bf16", "fp32"))
+    quantize: str = flag(
+        "auto", MACHINE, "hold the frozen net in 8 or 4 bits: slower and less exact, and smaller; auto: only if the GPU is too small",
+        choices=("auto", "none", "fp8", "int8", "nf4"),
+    )  # fmt: skip
     gradient_checkpointing: str = flag(
-        "auto",
-        TRAINING,
-        "halve memory for 1.8 times the time; auto: only if the GPU is too small",
-        choices=("auto", "on", "off"),
+        "auto", MACHINE, "halve memory for 1.8 times the time; auto: only if the GPU is too small", choices=("auto", "on", "off"),
         free=True,
+    )  # fmt: skip
+    vram: float = flag(0.0, MACHINE, "GPU memory to make do with, GiB (0: all that the GPU has)", low=0, high=1000, free=True)
+    compile: bool = flag(
+        False, MACHINE, "compile the net's blocks first: minutes at the start, faster steps, other roundings", free=True
     )
-    threads: int = flag(0, TRAINING, "CPU threads (0: as torch chooses)", low=0, high=1024, free=True)
+    ranks: int = flag(
+        1, MACHINE, "processes that train together, one a GPU; each step learns from the passes of all of them (0: one for each GPU)",
+        low=0, high=64, free=True,
+    )  # fmt: skip
+    threads: int = flag(0, MACHINE, "CPU threads of each process (0: as torch chooses)", low=0, high=1024, free=True)
 
     log_every: int = flag(10, REPORTS, "steps between progress lines", low=1, free=True)
     val_every: int = flag(250, REPORTS, "steps between validations (0: only at start and end)", low=0, free=True)
@@ -172,6 +180,7 @@ class Options:
     sample_prompts: str = flag("", REPORTS, "prompts to sample instead, separated by |", free=True)
     sample_steps: int = flag(25, REPORTS, "denoising steps of a sample", low=1, high=1000, free=True)
     sample_guidance: float = flag(5.0, REPORTS, "guidance scale of a sample", low=0, high=100, free=True)
+    tensorboard: bool = flag(True, REPORTS, "write the metrics to OUTPUT/tensorboard, too", free=True)
 
     checkpoint_every: int = flag(250, SAVING, "steps between checkpoints (0: only when stopped and at the end)", low=0, free=True)
     keep_checkpoints: int = flag(3, SAVING, "newest checkpoints that are kept", low=1, high=1000, free=True)
@@ -208,10 +217,30 @@ class Options:
         """Shortest side an image may have, px."""
         return self.min_image or self.resolution // 4
 
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, each as one sentence that names the flag."""
+        found = Settings.problems(self)
+        if self.bucket_step % 32:
+            found.append(f"--bucket-step is {self.bucket_step}, it must be a multiple of 32")
+        try:
+            sizes = {"--resolution": self.resolutions[:1], "--more-resolutions": self.resolutions[1:]}
+        except ValueError:
+            return [*found, f"--more-resolutions is {self.more_resolutions!r}, it must be whole numbers separated by commas"]
+        for shown, size in ((shown, size) for shown, several in sizes.items() for size in several):
+            low, high = self.bucket_limits(size)
+            if size < max(32, self.bucket_step):
+                found.append(f"{shown} is {size}, it must be at least --bucket-step, {self.bucket_step}")
+            elif not low <= size <= high:
+                found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
+        if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name.startswith("."):
+            found.append(f"--name is {self.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
+        return found
+
     def fingerprint(self) -> dict[str, Any]:
         """The values that decide what is learnt: a checkpoint only continues under the same ones."""
         decisive = {name: getattr(self, name) for name, (_, _, about) in flags(type(self)).items() if not about.free}
         # More steps at a constant rate are the same training, longer.
+        # What auto stands for, and how many passes all ranks make, is added where it is known.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
 
 
@@ -229,96 +258,3 @@ class UnetOptions(Options):
         0.0, TRAINING, "noise added to whole channels, so that very dark and bright pictures can be learnt (0: off; 0.0357 is usual)",
         low=0, high=1,
     )  # fmt: skip
-
-
-def flags(kind: type[Options]) -> dict[str, tuple[type, Any, Flag]]:
-    """name → (type, default, Flag) of every option of a trainer, by group and in order."""
-    kinds = get_type_hints(kind)
-    fields = sorted(dataclasses.fields(kind), key=lambda f: GROUPS.index(f.metadata["flag"].group))
-    return {f.name: (kinds[f.name], f.default, f.metadata["flag"]) for f in fields}
-
-
-def build_parser(options: type[Options], env: Mapping[str, str]) -> argparse.ArgumentParser:
-    """The command line; the environment replaces defaults where a flag names a variable."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=f"Train a LoRA for {options.FAMILY} from a folder of captioned images.",
-        epilog="Exit codes: 0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory,"
-        " 74 a file cannot be written, 75 interrupted (run again to resume), 76 the loss is no longer a number.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="JSON object of options, named as the flags are")
-    parser.add_argument("--smoke", action="store_true", help="train on a made-up base and made-up images in a temporary folder")
-    groups = {title: parser.add_argument_group(title) for title in GROUPS}
-    for name, (kind, default, about) in flags(options).items():
-        default = env.get(about.env) or default
-        source = f", or ${about.env}" if about.env else ""
-        text = f"{about.help} (default {default}{source})" if default not in ("", False) else f"{about.help}{source}"
-        arguments: dict[str, Any] = {"help": text.replace("%", "%%"), "default": default}
-        if kind is bool:
-            arguments["action"] = argparse.BooleanOptionalAction
-        else:
-            arguments |= {"type": kind, "choices": about.choices or None, "metavar": None if about.choices else name.upper()}
-        groups[about.group].add_argument("--" + name.replace("_", "-"), **arguments)
-    return parser
-
-
-def config_arguments(path: str) -> list[str]:
-    """The options of a JSON file as arguments, so that one parser checks names and types of both."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the configuration {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"the configuration {path} must be a JSON object of options")
-    arguments = []
-    for key, value in content.items():
-        name = "--" + key.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(name if value else "--no-" + name[2:])
-        else:
-            arguments.append(f"{name}={value}")
-    return arguments
-
-
-def problems(options: Options) -> list[str]:
-    """Everything wrong with the values, each as one sentence that names the flag."""
-    found = []
-    for name, (_, _, about) in flags(type(options)).items():
-        value, shown = getattr(options, name), "--" + name.replace("_", "-")
-        if about.low is not None and not value >= about.low:
-            found.append(f"{shown} is {value}, it must be at least {about.low:g}")
-        if about.high is not None and not value <= about.high:
-            found.append(f"{shown} is {value}, it must be at most {about.high:g}")
-    if options.bucket_step % 32:
-        found.append(f"--bucket-step is {options.bucket_step}, it must be a multiple of 32")
-    try:
-        sizes = {"--resolution": options.resolutions[:1], "--more-resolutions": options.resolutions[1:]}
-    except ValueError:
-        return [*found, f"--more-resolutions is {options.more_resolutions!r}, it must be whole numbers separated by commas"]
-    for shown, size in ((shown, size) for shown, several in sizes.items() for size in several):
-        low, high = options.bucket_limits(size)
-        if size < max(32, options.bucket_step):
-            found.append(f"{shown} is {size}, it must be at least --bucket-step, {options.bucket_step}")
-        elif not low <= size <= high:
-            found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
-    if not options.name or any(not (c.isalnum() or c in "-_.") for c in options.name) or options.name.startswith("."):
-        found.append(f"--name is {options.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
-    return found
-
-
-def parse(argv: Sequence[str], env: Mapping[str, str], kind: type[Kind]) -> tuple[Kind, bool]:
-    """(options, whether --smoke was asked for); a mistake ends the program with exit code 2, all mistakes in one message."""
-    parser = build_parser(kind, env)
-    first = parser.parse_args(argv)
-    try:
-        from_file = config_arguments(first.config) if first.config else []
-    except ValueError as error:
-        parser.error(str(error))
-    values = vars(parser.parse_args([*from_file, *argv]))
-    smoke = values.pop("smoke")
-    values.pop("config")
-    options = kind(**values)
-    if found := problems(options):
-        parser.exit(2, "".join(f"error: {line}\n" for line in found))
-    return options, smoke

@@ -16,7 +16,8 @@ from typing import Any
 
 from lora.data import Photo
 from lora.ends import BadInput
-from lora.options import Kind, Options, UnetOptions, flags, problems
+from lora.flags import Kind, flags
+from lora.options import Options, UnetOptions
 
 BUNDLED = Path(__file__).with_name("presets.json")
 
@@ -51,7 +52,7 @@ def apply(options: Kind, photos: Sequence[Photo]) -> tuple[Kind, list[str]]:
         raise BadInput(f"--preset {options.preset}: there is no option {', '.join(foreign)}")
     chosen = {name: value for name, (value, _) in entry["values"].items() if getattr(options, name) == known[name][1]}
     made = dataclasses.replace(options, **{name: known[name][0](value) for name, value in chosen.items()})
-    if found := problems(made):
+    if found := made.problems():
         raise BadInput(f"--preset {options.preset}: {'; '.join(found)}")
     lines = [f"preset for {count} images: {name} = {value}: {entry['values'][name][1]}" for name, value in chosen.items()]
     kept = [name for name in entry["values"] if name not in chosen]

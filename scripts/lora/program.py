@@ -33,7 +33,8 @@ from lora import presets
 from lora.base import Kind, find
 from lora.data import survey
 from lora.ends import CannotWrite, End, Interrupted
-from lora.options import Options, flags, parse
+from lora.flags import flags, parse
+from lora.options import Options
 from lora.report import report
 
 
@@ -91,9 +92,9 @@ def smoke_options(tool: Tool, options: Options) -> Options:
 def main(tool: Tool) -> int:
     """Check everything that is cheap to check, then load torch and train."""
     stop = Stop()
-    options, smoke = parse(sys.argv[1:], os.environ, tool.options)
+    options = parse(sys.argv[1:], os.environ, tool.options)
     try:
-        options = smoke_options(tool, options) if smoke else options
+        options = smoke_options(tool, options) if options.smoke else options
         photos, base = survey(options), find(options.base, tool.kind)
         options, chosen = presets.apply(options, photos)
         print("\n".join([*report(options, photos), *chosen, f"base: {base.name}"]), flush=True)

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what all trainers share lies beside this folder
 
 from lora.base import Kind
-from lora.options import UnetOptions, revised
+from lora.flags import revised
+from lora.options import UnetOptions
 from lora.program import Tool, main
 
 
@@ -62,12 +63,12 @@ KIND = Kind(
 class Sd15Options(UnetOptions):
     """The defaults that suit a real base of Stable Diffusion 1.5 on one GPU of 12 GB."""
 
-    FAMILY: ClassVar[str] = "Stable Diffusion 1.5"
+    PROGRAM: ClassVar[str] = "Train a LoRA for Stable Diffusion 1.5 from a folder of captioned images."
 
-    base: str = revised("base", "stable-diffusion-v1-5/stable-diffusion-v1-5")
-    resolution: int = revised("resolution", 512)
-    batch_size: int = revised("batch_size", 2)
-    sample_guidance: float = revised("sample_guidance", 7.5)
+    base: str = revised(UnetOptions, "base", "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    resolution: int = revised(UnetOptions, "resolution", 512)
+    batch_size: int = revised(UnetOptions, "batch_size", 2)
+    sample_guidance: float = revised(UnetOptions, "sample_guidance", 7.5)
 
 
 def family() -> type:

@@ -63,7 +63,7 @@ KIND = Kind(
 class SdxlOptions(UnetOptions):
     """The flags of the trainers of a UNet, with the defaults that suit a real SDXL base."""
 
-    FAMILY: ClassVar[str] = "Stable Diffusion XL"
+    PROGRAM: ClassVar[str] = "Train a LoRA for Stable Diffusion XL from a folder of captioned images."
 
 
 def family() -> type:

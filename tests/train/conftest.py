@@ -83,9 +83,9 @@ def arguments(**options: object) -> list[str]:
 
 def chosen_options(family: str = "sdxl", **options: object) -> Any:
     """Options of a family's trainer, parsed as from its command line."""
-    from lora.options import parse
+    from lora.flags import parse
 
-    return parse(arguments(**options), {}, tool(family).options)[0]
+    return parse(arguments(**options), {}, tool(family).options)
 
 
 def tool(family: str) -> Any:

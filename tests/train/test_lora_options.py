@@ -3,91 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.train.conftest import ROOT, chosen_options, tool
+from tests.train.conftest import chosen_options, tool
 
 FLAGS = """
-base dataset output metrics cache name
+base dataset output metrics cache name smoke
 resolution more_resolutions bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions
-shuffle_tags keep_tags flip masks mask_background prior prior_weight caption_dropout
-preset network targets rank alpha text_lr text_rank text_alpha conv_rank conv_alpha
-steps batch_size grad_accumulation optimizer lr lr_schedule lr_cycles warmup weight_decay clip ema seed
-precision gradient_checkpointing threads min_snr_gamma debiased noise_offset
-log_every val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance
+shuffle_tags keep_tags flip masks mask_background prior prior_prompt prior_images prior_weight caption_dropout
+preset network targets rank alpha dropout text_lr text_rank text_alpha conv_rank conv_alpha
+steps batch_size grad_accumulation optimizer lr lr_schedule lr_cycles warmup weight_decay clip ema seed spike rollbacks plateau
+patience min_snr_gamma debiased noise_offset
+precision quantize gradient_checkpointing vram compile ranks threads
+log_every val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance tensorboard
 checkpoint_every keep_checkpoints
 """
 
 
 def test_the_flags_are_these() -> None:
     """No flag disappears or is renamed without somebody deciding so."""
-    from lora.options import flags
+    from lora.flags import flags
 
     assert list(flags(tool("sdxl").options)) == FLAGS.split()
 
 
-HEAD = ["| flag | type | default | limits | meaning |", "|---|---|---|---|---|"]
-
-
-def row(name: str, kind: type, default: object, about: Any) -> str:
-    """One flag as docs/training.md shows it."""
-    bounds = [(sign, bound) for sign, bound in (("≥", about.low), ("≤", about.high)) if bound is not None]
-    limits = ", ".join(about.choices) or " ".join(f"{sign} {bound:.10g}" for sign, bound in bounds)
-    shown = f"`{default}`" if default != "" else ""
-    help_ = about.help.replace("|", "\\|") + (f" (or `{about.env}`)" if about.env else "")
-    return f"| `--{name.replace('_', '-')}` | {kind.__name__} | {shown} | {limits} | {help_} |"
-
-
-def table() -> str:
-    """The flags of SDXL's trainer, by group."""
-    from lora.options import flags
-
-    rows, group = [], ""
-    for name, (kind, default, about) in flags(tool("sdxl").options).items():
-        if about.group != group:
-            group = about.group
-            rows += ["", f"**{group}**", "", *HEAD]
-        rows.append(row(name, kind, default, about))
-    return "\n".join(rows).strip()
-
-
-def differences(family: str) -> str:
-    """What is otherwise in another family's trainer."""
-    from lora.options import flags
-
-    usual, own = flags(tool("sdxl").options), flags(tool(family).options)
-    lacking = ", ".join(f"`--{name.replace('_', '-')}`" for name in usual if name not in own)
-    title = f"**`{family}-lora@1`**, where it differs" + (f"; it has no {lacking}" if lacking else "")
-    return "\n".join([title, "", *HEAD, *(row(name, *own[name]) for name in own if own[name] != usual.get(name))])
-
-
-@pytest.mark.parametrize("part", [table, lambda: differences("sd15"), lambda: differences("flux")])
-def test_the_documentation_lists_every_flag(part: Callable[[], str]) -> None:
-    """docs/training.md holds the tables that follow from the declarations."""
-    assert part() in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-
-
 def test_a_configuration_file_sets_options_and_flags_override_it(tmp_path: Path) -> None:
     """Names in the file are those of the flags, with - or _; a flag beats the file, the file beats the environment."""
-    from lora.options import parse
+    from lora.flags import parse
 
     file = tmp_path / "options.json"
     file.write_text(json.dumps({"rank": 4, "grad-accumulation": 2, "convert_images": True, "lr": 0.002, "output": "from-file"}))
-    options, smoke = parse(
-        ["--config", str(file), "--rank", "8"], {"RT_OUTPUT": "from-env", "RT_BASE": "model"}, tool("sdxl").options
+    options = parse(["--config", str(file), "--rank", "8"], {"RT_OUTPUT": "from-env", "RT_BASE": "model"}, tool("sdxl").options)
+    assert (
+        not options.smoke
+        and options.rank == 8
+        and options.grad_accumulation == 2
+        and options.convert_images
+        and options.lr == 0.002
     )
-    assert not smoke and options.rank == 8 and options.grad_accumulation == 2 and options.convert_images and options.lr == 0.002
     assert (options.output, options.base) == ("from-file", "model")
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"ranks": 4}', "--ranks=4"),
+        ('{"rang": 4}', "--rang=4"),
         ('{"rank": "many"}', "--rank"),
         ("[1]", "must be a JSON object"),
         ("{", "cannot read the configuration"),
@@ -97,7 +60,7 @@ def test_a_wrong_configuration_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, expected: str
 ) -> None:
     """An unknown name, a wrong type or broken JSON ends with code 2 and says what is wrong."""
-    from lora.options import parse
+    from lora.flags import parse
 
     file = tmp_path / "options.json"
     file.write_text(content)
@@ -108,7 +71,7 @@ def test_a_wrong_configuration_is_one_message(
 
 def test_all_values_out_of_range_are_listed_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Each wrong value gets a line that names the flag, the value and the limit."""
-    from lora.options import parse
+    from lora.flags import parse
 
     with pytest.raises(SystemExit) as caught:
         parse(["--rank", "0", "--lr", "nan", "--bucket-step", "48", "--name", "../x"], {}, tool("sdxl").options)

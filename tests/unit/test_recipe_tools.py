@@ -83,13 +83,15 @@ def test_hello_fails_as_asked(settings: list[str], code: int, words: str, tmp_pa
     assert "flood" not in settings[0] or len(log) > 64 * 1024
 
 
+# Where things are is the host's to say; how many ranks there are follows from the parameter gpus.
+PLACES = ("dataset", "output", "metrics", "cache", "smoke", "ranks")
 LORA_TOOLS = ["sd15", "sdxl", "flux"]
 
 
 def trainer_flags(family: str) -> dict[str, dict[str, Any]]:
     """What a trainer says of its own options, asked in a process of its own."""
     told = "{n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in flags(TOOL.options).items()}"
-    code = f"import json; from lora.options import flags; from {family}_lora.train import TOOL; print(json.dumps({told}))"
+    code = f"import json; from lora.flags import flags; from {family}_lora.train import TOOL; print(json.dumps({told}))"
     run = subprocess.run(
         [sys.executable, "-B", "-c", code], cwd=REPOSITORY / "scripts", capture_output=True, text=True, check=True
     )
@@ -110,7 +112,7 @@ def test_the_parameters_of_a_lora_tool_are_the_options_of_its_trainer(family: st
         for name, schema in schemas.items()
         if name not in ("python", "gpus", "vram_gb")
     }
-    theirs = {name: flag for name, flag in trainer_flags(family).items() if name not in ("dataset", "output", "metrics", "cache")}
+    theirs = {name: flag for name, flag in trainer_flags(family).items() if name not in PLACES}
     assert ours == theirs
 
 
