@@ -16,6 +16,7 @@ Editing rules: what can be checked without torch is checked before torch is load
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import subprocess
@@ -94,6 +95,7 @@ def smoke_options(tool: Tool, options: Options) -> Options:
 def main(tool: Tool) -> int:
     """Check everything that is cheap to check, then load torch and train."""
     laps, stop = Laps(), Stop()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises of packages that nobody needs here
     options = parse(sys.argv[1:], os.environ, tool.options)
     try:
         options = smoke_options(tool, options) if options.smoke else options

@@ -20,7 +20,7 @@ from lora.options import Options
 from lora.ranks import Ranks
 
 SHEET = "sheet.png"
-SHEET_ROWS, SHEET_CELL, GAP, LABEL = 12, 256, 8, 16
+SHEET_ROWS, SHEET_CELL, SHEET_LETTERS, GAP, LABEL = 12, 256, 44, 8, 16  # rows, px, letters, px, px
 
 
 class Sampler:
@@ -51,7 +51,7 @@ class Sampler:
                 save_image(self._image(family, self.prompts[number], number), self.path(step, number))
         self.ranks.wait()
         if self.ranks.first:
-            save_image(sheet(self.folder, len(self.prompts)), self.folder / SHEET)
+            save_image(sheet(self.folder, self.prompts), self.folder / SHEET)
 
     def forget(self, step: int) -> None:
         """Remove the samples of later steps, which the training has been sent back from."""
@@ -76,23 +76,25 @@ def save_image(image: Image.Image, path: Path) -> None:
     part.replace(path)
 
 
-def sheet(folder: Path, columns: int) -> Image.Image:
-    """All samples in rows of steps and columns of prompts, steps above them; of many steps some, the first and the last among them."""
+def sheet(folder: Path, prompts: Sequence[str]) -> Image.Image:
+    """All samples in rows of steps and columns of prompts; of many steps some, the first and the last among them."""
     steps = sorted({int(path.name.split("-")[1]) for path in folder.glob("step-*-*.png")})
-    shown = [steps[i * (len(steps) - 1) // max(1, min(SHEET_ROWS, len(steps)) - 1)] for i in range(min(SHEET_ROWS, len(steps)))]
-    made = Image.new("RGB", (columns * (SHEET_CELL + GAP) + GAP, len(shown) * (SHEET_CELL + LABEL) + GAP), "white")
+    rows = min(SHEET_ROWS, len(steps))
+    shown = [steps[i * (len(steps) - 1) // max(1, rows - 1)] for i in range(rows)]
+    size = (len(prompts) * (SHEET_CELL + GAP) + GAP, rows * (SHEET_CELL + LABEL) + LABEL + GAP)
+    made = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(made)
-    for row, step in enumerate(shown):
-        top = row * (SHEET_CELL + LABEL)
-        draw.text((GAP, top + 2), f"step {step}", fill="black")
-        for column in range(columns):
+    for column, prompt in enumerate(prompts):
+        left = GAP + column * (SHEET_CELL + GAP)
+        # Pillow's own font knows Western letters only.
+        draw.text((left, 2), prompt[:SHEET_LETTERS].encode("latin-1", "replace").decode("latin-1"), fill="black")
+        for row, step in enumerate(shown):
+            top = LABEL + row * (SHEET_CELL + LABEL)
+            draw.text((left, top + 2), f"step {step}", fill="grey")
             path = folder / f"step-{step:06d}-{column}.png"
             if path.is_file():
                 with Image.open(path) as image:
-                    made.paste(
-                        ImageOps.contain(image.convert("RGB"), (SHEET_CELL,) * 2),
-                        (GAP + column * (SHEET_CELL + GAP), top + LABEL),
-                    )
+                    made.paste(ImageOps.contain(image.convert("RGB"), (SHEET_CELL,) * 2), (left, top + LABEL))
     return made
 
 

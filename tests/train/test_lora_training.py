@@ -105,8 +105,8 @@ def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple
         assert image.size == (64, 64) and image.getextrema() != ((0, 0),) * 3
     assert samples[0].read_bytes() != samples[-1].read_bytes()
     with Image.open(output / "samples" / "sheet.png") as sheet:
-        column = [sheet.getpixel((100, 100 + row * 272)) for row in range(3)]
-    assert sheet.height == 3 * 272 + 8 and len(set(column)) == 3
+        column = [sheet.getpixel((100, 116 + row * 272)) for row in range(3)]
+    assert sheet.height == 3 * 272 + 24 and len(set(column)) == 3
     assert checkpoints(output) == ["step-000020", "step-000030"]
 
 
