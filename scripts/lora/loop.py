@@ -23,7 +23,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation
+from lora import about, adapters, checkpoint, export, optimisation, prepare
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -43,15 +43,17 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     if options.threads:
         torch.set_num_threads(options.threads)
     optimisation.check(options)
-    device, dtype = choose_device(options)
+    settled = prepare.settle(options, base)
+    options = settled.options
+    prepare.tune(settled)
     learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
     cache = Cache(options.cache_dir, base, kind, options)
     try:
-        fill(cache, *to_encode(options, photos, prompts), device, stopping)
-        model = prepare(options, kind(base, options, device, dtype))
+        fill(cache, *to_encode(options, photos, prompts), settled.device, stopping)
+        model = prepare.prepare(settled, kind, base)
         run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
-        run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos), "dtype": str(dtype)}
+        run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos)}
         run.resume()
         run.announce(learned)
         run.loop(Sampler(cache, options, prompts), stopping)
@@ -67,40 +69,6 @@ def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str])
     both = [*photos, *(replace(photo, mirrored=True) for photo in photos)] if options.flip else list(photos)
     captions = [text for photo in photos for text in (photo.caption, *orders(photo.caption, options))]
     return both, ["", *captions, *prompts]
-
-
-def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
-    """The GPU in bf16 where it can, else fp32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = options.precision == "bf16" or (
-        options.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(False)
-    )
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    return device, torch.bfloat16 if bf16 else torch.float32
-
-
-def wants_gradient_checkpointing(options: Options, family: type[Family], device: torch.device) -> bool:
-    """As asked; on auto only where the activations would not fit."""
-    if options.gradient_checkpointing != "auto" or device.type != "cuda":
-        return options.gradient_checkpointing == "on"
-    fixed, image = family.MEMORY_GIB
-    needed = fixed + image * options.batch_size * (options.resolution / 1024) ** 2
-    present = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if needed > 0.9 * present:
-        print(f"gradient checkpointing is on: about {needed:.0f} GiB needed without it, the GPU has {present:.0f}", flush=True)
-    return needed > 0.9 * present
-
-
-def prepare(options: Options, family: Family) -> Family:
-    """The frozen model with fresh adapters."""
-    adapters.attach(family, options)
-    if wants_gradient_checkpointing(options, type(family), family.device):
-        family.net.enable_gradient_checkpointing()
-    family.net.train()
-    for encoder in family.encoders.values():
-        encoder.train()
-    return family
 
 
 @dataclass(slots=True)
@@ -269,7 +237,7 @@ def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
         "base": {"name": base.name, "digest": base.digest},
         "dataset_digest": run.identity["dataset"],
         "device": str(run.model.device),
-        "dtype": run.identity["dtype"],
+        "dtype": str(run.model.dtype),
         "options": asdict(options),
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft)}
         | {"python": platform.python_version()},
