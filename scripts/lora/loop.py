@@ -18,7 +18,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation
+from lora import about, checkpoint, export, optimisation, prepare
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -45,33 +45,43 @@ class Task:
 def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
     """Run the training to its end; `asked` raises when this process has been asked to stop."""
     quieten()
-    options = task.options
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    optimisation.check(options)
+    if task.options.threads:
+        torch.set_num_threads(task.options.threads)
+    optimisation.check(task.options)
     laps.mark("libraries")
     with joined() as ranks:
-        learned, watched = split(task.photos, options.val_fraction, options.seed)
         try:
-            cache = Cache(options.cache_dir, task.base, task.family, options)
-            prompts = prompts_of(options, learned)
-            device, dtype = choose_device(options)
-            fill(cache, *to_encode(options, task.photos, prompts), device, asked)
-            ranks.wait()
-            laps.mark("encoding")
-            model = prepare(options, task.family(task.base, options, device, dtype))
-            laps.mark("model")
-            run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched, ranks)
-            run.identity = identity(task, dtype, ranks)
-            run.resume()
-            run.announce(learned)
-            run.loop(Sampler(cache, options, prompts, ranks), agreed(ranks, asked), laps)
+            found = checkpoint.newest(task.options.output_dir / "checkpoints")
+            settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None)
+            prepare.tune(settled)
+            task = replace(task, options=settled.options)
+            run, sampler = ready(task, settled, ranks, asked, laps)
+            if found is not None:
+                run.resume(found)
+            run.announce()
+            run.loop(sampler, agreed(ranks, asked), laps)
         except torch.OutOfMemoryError as error:
             advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
             raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
         if ranks.first:
             with run.average.shown():
-                finish(run, learned, task.base)
+                finish(run, task)
+
+
+def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[], None], laps: Laps) -> tuple[Run, Sampler]:
+    """A training before its first step: all is encoded, and the model is there."""
+    options = task.options
+    learned, watched = split(task.photos, options.val_fraction, options.seed)
+    cache = Cache(options.cache_dir, task.base, task.family, options)
+    prompts = prompts_of(options, learned)
+    fill(cache, *to_encode(options, task.photos, prompts), settled.device, asked)
+    ranks.wait()
+    laps.mark("encoding")
+    model = prepare.prepare(settled, task.family, task.base)
+    laps.mark("model")
+    run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched, ranks)
+    run.identity = identity(task, ranks)
+    return run, Sampler(cache, options, prompts, ranks)
 
 
 def quieten() -> None:
@@ -96,11 +106,11 @@ def agreed(ranks: Ranks, asked: Callable[[], None]) -> Callable[[], None]:
     return stopping
 
 
-def identity(task: Task, dtype: torch.dtype, ranks: Ranks) -> dict[str, Any]:
+def identity(task: Task, ranks: Ranks) -> dict[str, Any]:
     """What decides what is learnt: a checkpoint only continues under the same."""
     decisive = task.options.fingerprint()
     passes = {"grad_accumulation": task.options.grad_accumulation * ranks.count}
-    return {**decisive, **passes, "base": task.base.digest, "dataset": dataset_digest(task.photos), "dtype": str(dtype)}
+    return {**decisive, **passes, "base": task.base.digest, "dataset": dataset_digest(task.photos)}
 
 
 def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str]) -> tuple[list[Photo], list[str]]:
@@ -110,43 +120,9 @@ def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str])
     return both, ["", *captions, *prompts]
 
 
-def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
-    """The GPU in bf16 where it can, else fp32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = options.precision == "bf16" or (
-        options.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(False)
-    )
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    return device, torch.bfloat16 if bf16 else torch.float32
-
-
-def wants_gradient_checkpointing(options: Options, family: type[Family], device: torch.device) -> bool:
-    """As asked; on auto only where the activations would not fit."""
-    if options.gradient_checkpointing != "auto" or device.type != "cuda":
-        return options.gradient_checkpointing == "on"
-    fixed, image = family.MEMORY_GIB
-    needed = fixed + image * options.batch_size * (options.resolution / 1024) ** 2
-    present = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if needed > 0.9 * present:
-        print(f"gradient checkpointing is on: about {needed:.0f} GiB needed without it, the GPU has {present:.0f}", flush=True)
-    return needed > 0.9 * present
-
-
-def prepare(options: Options, family: Family) -> Family:
-    """The frozen model with fresh adapters."""
-    adapters.attach(family, options)
-    if wants_gradient_checkpointing(options, type(family), family.device):
-        family.net.enable_gradient_checkpointing()
-    family.net.train()
-    for encoder in family.encoders.values():
-        encoder.train()
-    return family
-
-
-def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
+def finish(run: Run, task: Task) -> None:
     """Write the LoRA in both formats, read both back, and say what was made."""
-    options, final = run.options, run.options.output_dir / "final"
+    options, final, learned = run.options, run.options.output_dir / "final", run.order.photos
     true = replace(options, steps=run.step, grad_accumulation=run.passes)
     files = export.write(run.model, final, options.name, about.metadata(run.model, learned, true))
     export.verify(run.model, *files)
@@ -156,10 +132,10 @@ def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
         "steps": run.step,
         "images": len({photo.path for photo in learned if not photo.prior}),
         "val_loss": {str(step): loss for step, loss in sorted(run.validations.items())},
-        "base": {"name": base.name, "digest": base.digest},
+        "base": {"name": task.base.name, "digest": task.base.digest},
         "dataset_digest": run.identity["dataset"],
         "device": str(run.model.device),
-        "dtype": run.identity["dtype"],
+        "dtype": str(run.model.dtype),
         "options": asdict(options),
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft)}
         | {"python": platform.python_version()},

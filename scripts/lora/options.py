@@ -234,6 +234,10 @@ class Options(Settings):
                 found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
         if self.plateau != "none" and not self.val_every:
             found.append(f"--plateau {self.plateau} needs --val-every: a plateau is seen by validations")
+        if self.network == "dora" and self.quantize not in ("auto", "none"):
+            found.append(
+                f"--quantize {self.quantize} with --network dora: its strengths are those of exact weights; use lora, loha or lokr"
+            )
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name.startswith("."):
             found.append(f"--name is {self.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
         return found

@@ -83,10 +83,10 @@ class Run:
         """Whether no step is left."""
         return self.step == self.options.steps or watch.finished(self.options, self.validations)
 
-    def announce(self, learned: Sequence[Photo]) -> None:
+    def announce(self) -> None:
         """Print what follows from the options, once."""
         steps, per_step = self.options.steps, self.options.batch_size * self.passes
-        names = len({photo.path for photo in learned if not photo.prior})
+        names = len({photo.path for photo in self.order.photos if not photo.prior})
         count = sum(len(adapters.layers(part)) for part in self.model.parts().values())
         print(
             f"{sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {count} layers from {names} images,"
@@ -95,11 +95,8 @@ class Run:
             flush=True,
         )
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint that verifies, if there is one."""
-        found = checkpoint.newest(self.options.output_dir / "checkpoints")
-        if found is None:
-            return
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint."""
         checkpoint.check_same(found.state()["identity"], self.identity, found.path)
         self.restore(found)
         self.rollbacks = int(found.state()["rollbacks"])

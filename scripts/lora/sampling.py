@@ -64,6 +64,8 @@ class Sampler:
         latents = family.denoise(family.texts(self.cache, ["", prompt]), self.size, draw)
         if self._vae is None:
             self._vae = self.cache.base.load("vae", family.dtype).to(family.device)
+            if not family.roomy:
+                self._vae.enable_tiling()
         pixels = family.decode(self._vae, latents.to(family.dtype))
         levels = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).numpy())
