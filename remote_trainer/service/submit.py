@@ -16,17 +16,18 @@ from typing import Any
 from remote_trainer import plugins
 from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.dataset.inspect import Report, inspect
+from remote_trainer.dataset.inspect import Report
 from remote_trainer.dataset.pack import pack
-from remote_trainer.dataset.sources import open_source
 from remote_trainer.errors import ConfigError, DatasetError, RemoteTrainerError, UsageError
-from remote_trainer.model import Input, Job, Limits, Plan, Resources
+from remote_trainer.model import Facts, Input, Job, Limits, Plan, Resources
 from remote_trainer.policy import needs
-from remote_trainer.recipe.load import load_recipe
+from remote_trainer.recipe.load import load_recipe, override_presets
 from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan, plan_digest
+from remote_trainer.recipe.presets import wants_facts
 from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
+from remote_trainer.service.data import examine
 from remote_trainer.service.ledger import enqueue
 from remote_trainer.service.names import new_job_id
 from remote_trainer.service.places import Places, find_places
@@ -41,6 +42,7 @@ class Order:
     dataset: str | None = None
     base: str | None = None
     settings: Sequence[str] = ()  # key=value
+    presets: str | None = None  # a file, in place of the tool's own
     driver_options: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     tenant: str = "default"
@@ -70,7 +72,8 @@ class Sketch:
     """The part of an order that says what machine it wants, and for how long. The data may be missing."""
 
     recipe: Recipe
-    plan: Plan
+    given: Mapping[str, Any]  # the parameters that the user has set
+    plan: Plan  # as it is while nothing is known of the data
     places: Places
     limits: Limits
 
@@ -78,38 +81,40 @@ class Sketch:
 def sketch(settings: Settings, order: Order) -> Sketch:
     """Read tool, parameters, profile and limits of an order. Raises UsageError kinds; touches nothing."""
     recipe = load_recipe(plugins.find_tool(order.tool, settings.tools_path))
+    if order.presets is not None:
+        recipe = override_presets(recipe, Path(order.presets).expanduser())
     places = find_places(settings, order.driver, order.driver_options, order.terms)
-    chosen = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
-    return Sketch(
-        recipe=recipe,
-        plan=_with_wishes(make_plan(recipe, parse_settings(recipe, chosen)), places),
-        places=places,
-        limits=_limits(settings, places.limits, order),
-    )
+    given = parse_settings(recipe, [*order.settings, *([f"base={order.base}"] if order.base is not None else [])])
+    plan = _with_wishes(make_plan(recipe, given), places)
+    return Sketch(recipe=recipe, given=given, plan=plan, places=places, limits=_limits(settings, places.limits, order))
+
+
+def plan_for(sketched: Sketch, facts: Facts | None) -> Plan:
+    """Return the plan that the order becomes with such data. RecipeError if no plan comes of it."""
+    if facts is None or not wants_facts(sketched.recipe, sketched.given):
+        return sketched.plan
+    return _with_wishes(make_plan(sketched.recipe, sketched.given, facts), sketched.places)
 
 
 async def draft(settings: Settings, order: Order) -> Draft:
     """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
     sketched = sketch(settings, order)
-    recipe, plan = sketched.recipe, sketched.plan
+    recipe = sketched.recipe
     await _check_places(settings, sketched.places, order)
+    _check_secrets(settings, sketched.plan)
+    dataset = find_sources(recipe, sketched.plan, order).get("dataset")
+    examined = await examine(settings, dataset, wants_facts=wants_facts(recipe, sketched.given))
+    plan = plan_for(sketched, examined.facts)
     _check_secrets(settings, plan)
-    sources = find_sources(recipe, plan, order)
-    report, signature = None, ""
-    if (source := sources.get("dataset")) is not None and "://" not in source:
-        signature = await asyncio.to_thread(open_source(source).signature)
-        if not await asyncio.to_thread(Cache(settings.cache_dir).is_sound, source, signature):
-            report = await inspect(source)
-            report.check()
     return Draft(
         order=order,
         recipe=recipe,
         plan=plan,
         places=sketched.places,
-        sources=sources,
+        sources=find_sources(recipe, plan, order),
         limits=sketched.limits,
-        report=report,
-        signature=signature,
+        report=examined.report,
+        signature=examined.signature,
     )
 
 
@@ -184,7 +189,7 @@ async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     cache = Cache(app.settings.cache_dir)
     inputs = [await pack(source, cache, name=name) for name, source in checked.sources.items()]
     if checked.report is not None:
-        await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature)
+        await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature, checked.report.facts)
     if checked.recipe.files:
         with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
             tree = Path(folder) / "tool"
