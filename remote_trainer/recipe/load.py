@@ -55,7 +55,7 @@ def override_presets(recipe: Recipe, path: Path) -> Recipe:
         faults.sort(key=lambda fault: (fault.line, fault.field))
         raise RecipeError(f"the presets {path} cannot be used with {recipe.tool}:", tuple(faults))
     presets = build_presets(source.data)
-    lines = {pointer: line for pointer, line in recipe.lines.items() if not pointer.startswith("/presets")} | source.lines
+    lines = {**{pointer: line for pointer, line in recipe.lines.items() if not pointer.startswith("/presets")}, **source.lines}
     parameters = with_parameter(own, presets)
     return replace(recipe, presets=presets, parameters=parameters, lines=lines, presets_file=source.file)
 

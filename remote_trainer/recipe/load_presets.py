@@ -29,7 +29,9 @@ def preset_faults(source: Source, declared: Mapping[str, Any]) -> Iterator[Fault
         pointer = f"/presets/{index}"
         yield from twice(source, f"{pointer}/name", preset.get("name"), seen)
         if preset.get("name") in (AUTO, NONE):
-            yield source.fault(f"{pointer}/name", f"{preset['name']!r} is what --set {PARAMETER}= takes besides names: choose another")
+            yield source.fault(
+                f"{pointer}/name", f"{preset['name']!r} is what --set {PARAMETER}= takes besides names: choose another"
+            )
         yield from _when_faults(source, pointer, preset, names)
         for name, rule in mapping(preset.get("values")).items():
             place = f"{pointer}/values{pointer_part(name)}"
@@ -61,9 +63,7 @@ def _when_faults(source: Source, pointer: str, holder: Mapping[str, Any], names:
             yield source.fault(f"{pointer}/when", message, text_line=line)
 
 
-def _value_faults(
-    source: Source, pointer: str, value: Any, schema: Mapping[str, Any], names: Collection[str]
-) -> Iterator[Fault]:
+def _value_faults(source: Source, pointer: str, value: Any, schema: Mapping[str, Any], names: Collection[str]) -> Iterator[Fault]:
     if is_template(value):
         for line, message in check_template(value, names, quoted=False):
             yield source.fault(pointer, message, text_line=line)
