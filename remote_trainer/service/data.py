@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report, inspect
-from remote_trainer.dataset.sources import open_source
+from remote_trainer.dataset.sources import Source, open_source
 from remote_trainer.model import Facts
 
 
@@ -22,6 +22,7 @@ class Examined:
     facts: Facts | None = None  # None: there is no dataset, or it lies in a bucket and nobody asks
     report: Report | None = None  # of a local one that was not examined before in the state it is in
     signature: str = ""  # that state; empty for data in a bucket
+    listed: Source | None = None  # a bucket, which need not be listed again
 
 
 async def examine(settings: Settings, source: str | None, *, wants_facts: bool) -> Examined:
@@ -29,7 +30,8 @@ async def examine(settings: Settings, source: str | None, *, wants_facts: bool) 
     if source is None:
         return Examined()
     if "://" in source:
-        return Examined(facts=await asyncio.to_thread(open_source(source).facts) if wants_facts else None)
+        bucket = open_source(source) if wants_facts else None
+        return Examined(facts=await asyncio.to_thread(bucket.facts) if bucket else None, listed=bucket)
     signature = await asyncio.to_thread(open_source(source).signature)
     known = await asyncio.to_thread(Cache(settings.cache_dir).known_facts, source, signature)
     if known is not None:

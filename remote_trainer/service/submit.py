@@ -18,6 +18,7 @@ from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import Report
 from remote_trainer.dataset.pack import pack
+from remote_trainer.dataset.sources import Source
 from remote_trainer.errors import ConfigError, DatasetError, RemoteTrainerError, UsageError
 from remote_trainer.model import Facts, Input, Job, Limits, Plan, Resources
 from remote_trainer.policy import needs
@@ -65,6 +66,7 @@ class Draft:
     limits: Limits
     report: Report | None  # of a local dataset that was not examined before in the state it is in
     signature: str  # that state; empty for data in a bucket
+    listed: Source | None  # a dataset in a bucket, if it was listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ async def draft(settings: Settings, order: Order) -> Draft:
         limits=sketched.limits,
         report=examined.report,
         signature=examined.signature,
+        listed=examined.listed,
     )
 
 
@@ -187,7 +190,8 @@ def _with_wishes(plan: Plan, places: Places) -> Plan:
 
 async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     cache = Cache(app.settings.cache_dir)
-    inputs = [await pack(source, cache, name=name) for name, source in checked.sources.items()]
+    sources: dict[str, str | Source] = {**checked.sources, **({"dataset": checked.listed} if checked.listed else {})}
+    inputs = [await pack(source, cache, name=name) for name, source in sources.items()]
     if checked.report is not None:
         await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature, checked.report.facts)
     if checked.recipe.files:
