@@ -45,16 +45,15 @@ def wants_facts(recipe: Recipe, given: Mapping[str, Any]) -> bool:
 def complete(recipe: Recipe, given: Mapping[str, Any], facts: Facts | None) -> tuple[dict[str, Any], ChosenPreset | None]:
     """Return a value for every parameter, and which preset has had a part in it.
 
-    Without facts only a preset that is asked for by name is taken. RecipeError lists all faults: of the given values, or of the preset's.
+    Without facts, none is taken yet. RecipeError lists all faults: of the given values, or of the preset's.
     """
     values = resolve(recipe, given)
     if not recipe.presets:
         return values, None
-    wanted = values[PARAMETER]
-    if not wants_facts(recipe, given) or (wanted == AUTO and facts is None):
+    if facts is None or not wants_facts(recipe, given):
         return {**values, PARAMETER: NONE}, None
-    work = _Choice(recipe, given, values, facts or Facts())
-    chosen = work.choose(wanted)
+    work = _Choice(recipe, given, values, facts)
+    chosen = work.choose(values[PARAMETER])
     if work.faults:
         raise RecipeError(f"the presets of {recipe.tool} cannot be used with these parameters:", tuple(work.faults))
     return {**work.values, PARAMETER: chosen.name}, chosen

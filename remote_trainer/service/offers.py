@@ -97,12 +97,13 @@ async def rank_offers(app: App, order: Order, *, refused: bool = True) -> Rankin
 
 
 async def _sketch_with_data(app: App, order: Order) -> Sketch:
-    """Return the sketch with the plan that its data makes of it, if there is any and a preset may be chosen by it."""
+    """Return the sketch with the plan that its data, if there is any, makes of it."""
     wanted = sketch(app.settings, order)
     dataset = find_sources(wanted.recipe, wanted.plan, order, partial=True).get("dataset")
-    if dataset is None or not wants_facts(wanted.recipe, wanted.given):
-        return wanted
-    return replace(wanted, plan=plan_for(wanted, await count(app.settings, dataset)))
+    facts = None
+    if dataset is not None and wants_facts(wanted.recipe, wanted.given):
+        facts = await count(app.settings, dataset)
+    return replace(wanted, plan=plan_for(wanted, facts))
 
 
 def _estimate(wanted: Sketch, shipped: Sequence[Transfer]) -> Estimate:

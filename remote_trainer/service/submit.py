@@ -25,7 +25,7 @@ from remote_trainer.policy import needs
 from remote_trainer.recipe.load import load_recipe, override_presets
 from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan, plan_digest
-from remote_trainer.recipe.presets import wants_facts
+from remote_trainer.recipe.presets import AUTO, PARAMETER, wants_facts
 from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.data import examine
@@ -56,7 +56,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A checked order: what would be submitted. Nothing has been packed, stored or connected to."""
+    """A checked order: what would be submitted. Nothing has been packed, stored or connected to, but for a bucket that was listed."""
 
     order: Order
     recipe: Recipe
@@ -92,10 +92,13 @@ def sketch(settings: Settings, order: Order) -> Sketch:
 
 
 def plan_for(sketched: Sketch, facts: Facts | None) -> Plan:
-    """Return the plan that the order becomes with such data. RecipeError if no plan comes of it."""
-    if facts is None or not wants_facts(sketched.recipe, sketched.given):
+    """Return the plan that the order becomes with such data; None is no data, for which only a preset that is named is taken.
+
+    RecipeError if no plan comes of it.
+    """
+    if not wants_facts(sketched.recipe, sketched.given) or (facts is None and sketched.given.get(PARAMETER, AUTO) == AUTO):
         return sketched.plan
-    return _with_wishes(make_plan(sketched.recipe, sketched.given, facts), sketched.places)
+    return _with_wishes(make_plan(sketched.recipe, sketched.given, facts or Facts()), sketched.places)
 
 
 async def draft(settings: Settings, order: Order) -> Draft:
@@ -108,12 +111,13 @@ async def draft(settings: Settings, order: Order) -> Draft:
     examined = await examine(settings, dataset, wants_facts=wants_facts(recipe, sketched.given))
     plan = plan_for(sketched, examined.facts)
     _check_secrets(settings, plan)
+    sources = find_sources(recipe, plan, order)
     return Draft(
         order=order,
         recipe=recipe,
         plan=plan,
         places=sketched.places,
-        sources=find_sources(recipe, plan, order),
+        sources=sources,
         limits=sketched.limits,
         report=examined.report,
         signature=examined.signature,

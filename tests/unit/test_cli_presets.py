@@ -100,3 +100,12 @@ def test_a_dataset_in_an_archive_is_counted_too(call: Call, tmp_path: Path) -> N
     """In the one look that is taken into it."""
     archive = shutil.make_archive(str(tmp_path / "cats"), "gztar", CATS)
     assert "preset      small for 32 images\n" in call(run.app, *DRY[:2], "--dataset", archive, "--dry-run")[1]
+
+
+def test_without_a_dataset_a_preset_is_taken_by_its_name_only(call: Call, tmp_path: Path) -> None:
+    """Of no data nothing is known; then there are no images."""
+    own = tmp_path / "own.yaml"
+    own.write_text("presets:\n  - {name: mine, values: {lines: {value: '{{ images + 2 }}', because: of none}}}\n")
+    order = ("--tool", "hello@1", "--presets", str(own), "--dry-run")
+    assert "preset  " not in call(run.app, *order)[1]
+    assert "preset      mine for 0 files\n  lines=2: of none\n" in call(run.app, *order, "--set", "preset=mine")[1]
