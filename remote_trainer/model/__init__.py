@@ -13,7 +13,7 @@ from remote_trainer.model.inputs import Chunk, Input
 from remote_trainer.model.job import Job, Lease, Limits, Place, Provision, Strategy
 from remote_trainer.model.ledger import Entry, EntryKind
 from remote_trainer.model.machine import HostFacts, Instance, InstanceState, Offer
-from remote_trainer.model.plan import Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
+from remote_trainer.model.plan import HubModel, Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
 from remote_trainer.model.records import Event, LogChunk, Metric, log_stream
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "EntryKind",
     "Event",
     "HostFacts",
+    "HubModel",
     "Input",
     "Instance",
     "InstanceState",

@@ -17,7 +17,7 @@ from remote_trainer.errors import Fault, NotFound, RecipeError
 from remote_trainer.model import Output, OutputKind, Pattern, Retries
 from remote_trainer.recipe.parameters import value_problems
 from remote_trainer.recipe.plan import glob_problem
-from remote_trainer.recipe.recipe import InputRule, Recipe, SecretRule, Step
+from remote_trainer.recipe.recipe import HubRule, InputRule, Recipe, SecretRule, Step
 from remote_trainer.recipe.render import RESERVED, check_expression, check_template
 from remote_trainer.recipe.schema import schema_faults
 from remote_trainer.recipe.source import MAX_BYTES, Source, pointer_part, read_source
@@ -80,6 +80,8 @@ def _meaning_faults(source: Source, path: Path) -> Iterator[Fault]:
         if isinstance(parameter, str) and parameter not in _mapping(data.get("parameters")):
             names = _mapping(data.get("parameters"))
             yield source.fault(f"/inputs/{name}/parameter", f"{parameter!r} is not a parameter{_meant(parameter, names)}")
+        if "hub" in _mapping(rule) and parameter is None:
+            yield source.fault(f"/inputs/{name}/hub", "no parameter could name the model: say which, as parameter")
 
 
 def _name_faults(source: Source, path: Path) -> Iterator[Fault]:
@@ -153,6 +155,7 @@ def _templates(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     for key in ("health", "cleanup"):
         yield f"/{key}", data.get(key), "shell"
     yield "/expected_hours", data.get("expected_hours"), "text"
+    yield "/writes_gb", data.get("writes_gb"), "text"
     for name, value in _mapping(data.get("resources")).items():
         yield f"/resources{pointer_part(name)}", value, "text"
     for name, value in _mapping(data.get("environment")).items():
@@ -239,7 +242,9 @@ def _build(source: Source) -> Recipe:
     runtime = data.get("runtime", "bare")
     rules = {name: _mapping(rule) for name, rule in data.get("inputs", {}).items()}
     secrets = {name: _mapping(rule) for name, rule in data.get("secrets", {}).items()}
-    same = {key: data[key] for key in ("expected_hours", "health", "metrics_file", "resume", "cleanup") if key in data}
+    same = {
+        key: data[key] for key in ("expected_hours", "writes_gb", "health", "metrics_file", "resume", "cleanup") if key in data
+    }
     return Recipe(
         name=data["name"],
         version=data["version"],
@@ -248,7 +253,7 @@ def _build(source: Source) -> Recipe:
         resources=data.get("resources", {}),
         image=runtime["image"] if isinstance(runtime, dict) else "",
         files=tuple(data.get("files", ())),
-        inputs=tuple(InputRule(name=name, **rule) for name, rule in rules.items()),
+        inputs=tuple(_input(name, rule) for name, rule in rules.items()),
         secrets=tuple(SecretRule(name=name, **rule) for name, rule in secrets.items()),
         environment=_environment(data.get("environment", {})),
         steps=tuple(_step(step) for step in data["steps"]),
@@ -258,6 +263,11 @@ def _build(source: Source) -> Recipe:
         lines=source.lines,
         **same,
     )
+
+
+def _input(name: str, data: Mapping[str, Any]) -> InputRule:
+    hub = {key: tuple(value) for key, value in data.get("hub", {}).items()}
+    return InputRule(name=name, **{**data, "hub": HubRule(**hub) if hub else None})
 
 
 def _step(data: Mapping[str, Any]) -> Step:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -28,8 +28,10 @@ from remote_trainer.recipe.plan import make_plan, plan_digest
 from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.ledger import enqueue
+from remote_trainer.service.models import ask_models, with_disk
 from remote_trainer.service.names import new_job_id
 from remote_trainer.service.places import Places, find_places
+from remote_trainer.service.preview import transfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,7 @@ class Draft:
     limits: Limits
     report: Report | None  # of a local dataset that was not examined before in the state it is in
     signature: str  # that state; empty for data in a bucket
+    notes: tuple[str, ...]  # what the user should know, and nothing is wrong with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +95,11 @@ async def draft(settings: Settings, order: Order) -> Draft:
     """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
     sketched = sketch(settings, order)
     recipe, plan = sketched.recipe, sketched.plan
-    await _check_places(settings, sketched.places, order)
+    rents = await _check_places(settings, sketched.places, order)
     _check_secrets(settings, plan)
     sources = find_sources(recipe, plan, order)
+    asked = await ask_models(settings, recipe, plan, sources, certain=rents and _drives(settings))
+    fitted = with_disk(asked.plan, {each.name: each.size or 0 for each in await transfers(recipe, sources)})
     report, signature = None, ""
     if (source := sources.get("dataset")) is not None and "://" not in source:
         signature = await asyncio.to_thread(open_source(source).signature)
@@ -104,27 +109,33 @@ async def draft(settings: Settings, order: Order) -> Draft:
     return Draft(
         order=order,
         recipe=recipe,
-        plan=plan,
+        plan=fitted.plan,
         places=sketched.places,
         sources=sources,
         limits=sketched.limits,
         report=report,
         signature=signature,
+        notes=(*asked.notes, *fitted.notes),
     )
 
 
-async def submit(app: App, order: Order) -> Job:
-    """Check, pack and queue an order; returns the queued job."""
+async def submit(app: App, order: Order, *, tell: Callable[[str], None] = lambda note: None) -> Job:
+    """Check, pack and queue an order; returns the queued job. ``tell`` gets what the user should know before anything is packed."""
     checked = await draft(app.settings, order)
+    for note in checked.notes:
+        tell(note)
     await _check_driver(app, checked)
     inputs = await _pack_inputs(app, checked)
+    fitted = with_disk(checked.plan, {given.name: given.size for given in inputs})  # now of archives and buckets, too
+    for note in fitted.notes:
+        tell(note)
     now = app.clock.now()
     job_id = new_job_id(now)
     first, *others = checked.places.every
     job = Job(
         id=job_id,
         name=order.name or job_id,
-        plan=checked.plan,
+        plan=fitted.plan,
         driver=first.driver,
         driver_options=first.options,
         wishes=first.resources if others else Resources(),
@@ -144,7 +155,7 @@ async def _check_driver(app: App, checked: Draft) -> None:
     """Try the machines before anything is packed: one that answers will do. Where a service drives the jobs, this machine need not even
     reach them.
     """
-    if not app.settings.store_url.startswith("sqlite"):
+    if not _drives(app.settings):
         return
     errors: list[RemoteTrainerError] = []
     for place in checked.places.every:
@@ -159,8 +170,13 @@ async def _check_driver(app: App, checked: Draft) -> None:
     raise errors[0]
 
 
-async def _check_places(settings: Settings, places: Places, order: Order) -> None:
-    """Make every driver, which raises on bad options, and see whether any can do what the order names."""
+def _drives(settings: Settings) -> bool:
+    """Are jobs driven from this machine, rather than by a service?"""
+    return settings.store_url.startswith("sqlite")
+
+
+async def _check_places(settings: Settings, places: Places, order: Order) -> bool:
+    """Make every driver, which raises on bad options, and see whether any can do what the order names; returns whether any rents."""
     spot = rents = False
     for place in places.every:
         driver = plugins.make_driver(place.driver, place.options, settings.driver_settings)
@@ -170,6 +186,7 @@ async def _check_places(settings: Settings, places: Places, order: Order) -> Non
         raise UsageError(f"--spot: {order.driver} has no machines that a provider may take back")
     if order.terms.get("race", 1) > 1 and not rents:
         raise UsageError(f"--race: {order.driver} rents no machines")
+    return rents
 
 
 def _with_wishes(plan: Plan, places: Places) -> Plan:
