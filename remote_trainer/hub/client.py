@@ -14,7 +14,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from remote_trainer.errors import HubUnreachable
 from remote_trainer.redact import redact
@@ -77,7 +77,7 @@ class Hub:
     async def _json(self, path: str) -> Any:
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(_TRIES),
-            wait=wait_exponential_jitter(initial=0.3, max=3.0),
+            wait=wait_exponential(multiplier=0.3, max=3.0) + wait_random(0.0, 0.3),
             retry=retry_if_exception_type(HubUnreachable),
             reraise=True,
         ):
