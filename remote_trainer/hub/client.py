@@ -7,6 +7,7 @@ travels in one header, and not to where the hub redirects.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,6 +27,11 @@ _TRIES = 3
 _BODY_MAX = 16 << 20  # bytes; the listing of a large model is a hundredth of that
 _WORDS_MAX = 300  # characters of the hub's own words that are repeated
 _BUSY = (408, 425, 429)
+
+
+def offline() -> bool:
+    """Is no hub to be asked from this process? The hub's own client reads the same variable."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 class Refused(Exception):

@@ -23,16 +23,23 @@ _GATED = "GatedRepo"
 _NO_REVISION = "RevisionNotFound"
 
 
-async def look_up(hub: Hub, model: HubModel) -> HubModel:
+async def pin(hub: Hub, model: HubModel) -> HubModel:
     """Return the model with the commit that its revision is now, and the size of what is fetched of it."""
     try:
         listing = await hub.listing(model.name, model.revision)
-        _check_layout(model, listing)
-        _check_kind(model, await hub.read(model.name, listing.commit, INDEX))
     except Refused as refused:
         await _explain(hub, model, refused)
+    _check_layout(model, listing)
     size = sum(listing.files[name] for name in fetched_files(listing.files, model.folders))
     return replace(model, revision=listing.commit, size=size)
+
+
+async def check(hub: Hub, model: HubModel) -> None:
+    """Make sure that a pinned model's files can be had, and that it is of the right kind."""
+    try:
+        _check_kind(model, await hub.read(model.name, model.revision, INDEX))
+    except Refused as refused:
+        await _explain(hub, model, refused)
 
 
 def _check_layout(model: HubModel, listing: Listing) -> None:
@@ -47,7 +54,7 @@ def _check_layout(model: HubModel, listing: Listing) -> None:
 def _check_kind(model: HubModel, index: object) -> None:
     kind = str(index.get("_class_name", "?")) if isinstance(index, Mapping) else "?"
     if model.pipelines and not any(fnmatchcase(kind, pattern) for pattern in model.pipelines):
-        raise ModelRefused(f"{model} is a {kind}; the tool trains {' or '.join(model.pipelines)}")
+        raise ModelRefused(f"{model.name} is a {kind}; the tool trains {' or '.join(model.pipelines)}")
 
 
 async def _explain(hub: Hub, model: HubModel, refused: Refused) -> NoReturn:

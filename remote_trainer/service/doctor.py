@@ -16,12 +16,12 @@ from dataclasses import replace
 from remote_trainer import plugins
 from remote_trainer.config import Settings, config_file
 from remote_trainer.errors import DriverError, HubUnreachable, RemoteTrainerError
-from remote_trainer.hub.client import Hub, Refused
+from remote_trainer.hub.client import Hub, Refused, offline
 from remote_trainer.hub.look import TOKEN
 from remote_trainer.objects.open import open_objects
 from remote_trainer.ports import Driver, Examiner, Finding
 from remote_trainer.service.app import App
-from remote_trainer.service.models import hub_url, offline
+from remote_trainer.service.models import hub_url
 from remote_trainer.service.offers import Candidate, Ranking, rank_offers
 from remote_trainer.service.submit import Order
 from remote_trainer.store.open import open_store

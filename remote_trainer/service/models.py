@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from remote_trainer.config import Settings
 from remote_trainer.errors import HubUnreachable, ModelRefused, UsageError
-from remote_trainer.hub.client import Hub
-from remote_trainer.hub.look import TOKEN, look_up
+from remote_trainer.hub.client import Hub, offline
+from remote_trainer.hub.look import TOKEN, check, pin
 from remote_trainer.hub.names import split_name
 from remote_trainer.model import HubModel, Plan
 from remote_trainer.recipe.plan import plan_digest
@@ -33,11 +33,6 @@ class Asked:
 def hub_url(settings: Settings) -> str:
     """Return the model hub's URL; empty for the public one."""
     return settings.hub_endpoint or os.environ.get("HF_ENDPOINT", "")
-
-
-def offline() -> bool:
-    """Is the hub not to be asked from this process? Its own client reads the same variable."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 async def ask_models(settings: Settings, recipe: Recipe, plan: Plan, sources: Mapping[str, str], *, certain: bool) -> Asked:
@@ -89,9 +84,11 @@ async def _ask(settings: Settings, plan: Plan, model: HubModel, *, certain: bool
         return model, f"{model} was not looked up: HF_HUB_OFFLINE is set"
     async with Hub(model.endpoint, _token(settings, plan)) as hub:
         try:
-            return await look_up(hub, model), ""
+            model = await pin(hub, model)
+            await check(hub, model)
+            return model, ""
         except HubUnreachable as error:
-            return model, f"{model} was not looked up, nor pinned to a commit: {error}; the machine that trains may reach the hub"
+            return model, f"{model} was not looked up: {error}; the machine that trains may reach the hub"
         except ModelRefused as error:
             if certain or not error.tokenless:
                 raise

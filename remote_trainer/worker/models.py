@@ -1,7 +1,7 @@
 """Models of the hub that a job's steps will fetch: looked up once more right before a machine is rented for them.
 
 Between submit and now a licence may have been withdrawn, a token have expired; and only here is the token that the steps get. A hub
-that does not answer ends nothing: the machine may reach it, and what it fetched before lies in its cache.
+that does not answer ends nothing: the machine may reach it, and what it fetched before lies in its cache. Nor does HF_HUB_OFFLINE.
 
 Rules for editing: asks and never fetches; a model that was found is believed for a while.
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 
 from remote_trainer import log
 from remote_trainer.errors import HubUnreachable, ModelRefused
-from remote_trainer.hub.client import Hub
-from remote_trainer.hub.look import TOKEN, look_up
+from remote_trainer.hub.client import Hub, offline
+from remote_trainer.hub.look import TOKEN, check, pin
 from remote_trainer.model import HubModel, Job
 
 _log = log.get()
@@ -31,11 +31,13 @@ class Models:
 
     async def check(self, job: Job, *, rents: bool) -> None:
         """Raise ModelRefused if a model cannot be had. ``rents``: the machine comes without a token of its own."""
+        if offline():
+            return
         token = self._find_secret(TOKEN) if any(TOKEN in step.secrets for step in job.plan.steps) else None
         for model in self._unknown(job.plan.models, token):
             try:
                 async with Hub(model.endpoint, token) as hub:
-                    await look_up(hub, model)
+                    await check(hub, await pin(hub, model))
             except HubUnreachable as error:
                 _log.warning(log.event("provisioning"), action="model_not_looked_up", model=str(model), error=str(error))
             except ModelRefused as error:

@@ -187,15 +187,17 @@ def download(name: str, revision: str | None, kind: Kind) -> Path:
 
 
 def cached(name: str, revision: str | None, why: Exception) -> Path:
-    """What is here of a hub model that cannot be asked for now; whether it is whole is seen when it is looked at."""
-    import huggingface_hub
+    """What is here of a hub model that cannot be asked for now: that commit, or the newest; whether it is whole is seen later."""
+    from huggingface_hub import constants
 
-    try:
-        found = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[INDEX])
-    except OSError:
+    store = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    ref = store / "refs" / (revision or "main")
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = [index.parent for index in store.glob(f"snapshots/{commit or '*'}/{INDEX}")]
+    if not found:
         raise Unavailable(f"the base {name} is not on this disk and could not be downloaded: {why}") from why
     print(f"base: the hub cannot be asked for {name} now, it is taken from the cache", flush=True)
-    return Path(found)
+    return max(found, key=lambda folder: folder.stat().st_mtime)
 
 
 def read_json(path: Path) -> dict[str, Any]:

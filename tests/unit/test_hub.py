@@ -14,7 +14,7 @@ from remote_trainer.errors import HubUnreachable, ModelRefused, UsageError
 from remote_trainer.hub import client
 from remote_trainer.hub.client import Hub
 from remote_trainer.hub.files import fetched_files, lacking_weights
-from remote_trainer.hub.look import look_up
+from remote_trainer.hub.look import check, pin
 from remote_trainer.hub.names import split_name
 from remote_trainer.model import HubModel, Plan
 from remote_trainer.redact import hide
@@ -72,7 +72,9 @@ def look(hub: FakeHub, name: str, token: str | None = None, revision: str = "") 
 
     async def ask() -> HubModel:
         async with Hub(hub.url, token) as asked:
-            return await look_up(asked, model)
+            found = await pin(asked, model)
+            await check(asked, found)
+            return found
 
     return asyncio.run(ask())
 
@@ -196,7 +198,9 @@ def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub that is down, a gated model where a borrowed machine may have a token of its own, a path of that machine."""
-    [note] = drafted(tmp_path, "acme/gated").notes
+    checked = drafted(tmp_path, "acme/gated")
+    [note] = checked.notes
+    assert checked.plan.models[0].revision == hub.head("acme/gated")
     assert "there is no HF_TOKEN" in note and "Unless the worker or the machine has one" in note
     [note] = drafted(tmp_path, "/models/sdxl").notes
     assert note == "base=/models/sdxl is not on this machine: the machine that trains must have it"
@@ -209,7 +213,7 @@ def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
     monkeypatch.delenv("HF_HUB_OFFLINE")
     hub.down = True
     [note] = drafted(tmp_path, "acme/open", hub_endpoint=hub.url).notes
-    assert "was not looked up, nor pinned to a commit" in note and "the machine that trains may reach the hub" in note
+    assert "acme/open was not looked up: the model hub" in note and "the machine that trains may reach the hub" in note
 
 
 def test_disk_is_asked_for_by_the_size_of_everything() -> None:
