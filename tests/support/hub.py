@@ -143,10 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
             if account is None:
                 raise _Refusal(401, "", "Invalid username or password.")
             self._send_json({"type": "user", "name": account})
-        elif parts[:2] == ["api", "models"] and len(parts) >= 6 and parts[4] in ("revision", "tree"):
-            name, revision = "/".join(parts[2:4]), "/".join(parts[5:])
+        elif parts[:2] == ["api", "models"] and (len(parts) == 4 or parts[4] in ("revision", "tree")):
+            name, revision = "/".join(parts[2:4]), "/".join(parts[5:]) or "main"
             model, commit = self._find(name, revision, account)
-            (self._listing if parts[4] == "revision" else self._tree)(name, model, commit)
+            (self._tree if "tree" in parts[4:5] else self._listing)(name, model, commit)
         elif len(parts) >= 5 and parts[2] == "resolve":
             name, file = "/".join(parts[:2]), "/".join(parts[4:])
             model, commit = self._find(name, parts[3], account)
