@@ -98,13 +98,15 @@ class Base:
 def load_from_file(path: Path, part: str, dtype: Any, kind: Kind) -> Any:
     """One part of a single-file checkpoint; its configuration lies beside it, else diffusers fetches the family's from the hub once."""
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     others = dict.fromkeys(set(kind.weights) - {part})
     beside = {"config": str(path.parent), "local_files_only": True} if described(path.parent) else {}
     try:
         pipeline = getattr(diffusers, kind.pipeline).from_single_file(str(path), torch_dtype=dtype, **others, **beside)
-    except (OSError, ValueError) as error:
-        raise BadInput(
+    except (OSError, ValueError, SingleFileComponentError) as error:
+        end = Unavailable if isinstance(error, OSError) and not beside else BadInput
+        raise end(
             f"{part} cannot be read from {path}: {error}\nA single file holds weights alone; the configuration and the tokenizers of "
             f"{kind.name} are fetched from the hub once, or taken from the file's folder if its {INDEX} and folders lie there"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,49 @@ def test_a_download_that_is_not_whole_is_told(hub: FakeHub, tmp_path: Path) -> N
     code, said = ends(finding(hub, tmp_path, str(tmp_path / "base")))
     assert code == 2 and "is not complete" in said and f"unet/{shards[1]} is missing" in said
     assert hub.asked == []
+
+
+def single_file(base: Path, folder: Path) -> None:
+    """Write the UNet and the first text encoder of an SDXL as a checkpoint in one file, and beside it what says what they are."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from sdxl_lora.family import Sdxl
+
+    outer = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    outer |= {f"time_embedding.linear_{n}": f"time_embed.{2 * n - 2}" for n in (1, 2)}
+    outer |= {f"add_embedding.linear_{n}": f"label_emb.0.{2 * n - 2}" for n in (1, 2)}
+    second = "conditioner.embedders.1.model"
+    tensors = {f"{second}.text_projection": torch.zeros(2, 2), f"{second}.positional_embedding": torch.zeros(77, 2)}
+    for name, tensor in load_file(base / "unet" / "diffusion_pytorch_model.safetensors").items():
+        layer, leaf = name.rsplit(".", 1)
+        tensors[f"model.diffusion_model.{outer.get(layer) or Sdxl.original_name(layer)}.{leaf}"] = tensor
+    texts = load_file(base / "text_encoder" / "model.safetensors")
+    tensors |= {f"conditioner.embedders.0.transformer.text_model.{name}": tensor for name, tensor in texts.items()}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    for file in [*base.glob("*.json"), *base.glob("*/*.json"), *base.glob("*/*.txt")]:
+        (folder / file.relative_to(base)).parent.mkdir(exist_ok=True)
+        shutil.copy(file, folder / file.relative_to(base))
+
+
+def test_a_single_file_is_read_without_a_network(base: Path, tmp_path: Path) -> None:
+    """With its configuration beside it, it has the weights of the model in folders; alone it is told what it lacks."""
+    import torch
+    from lora.base import find
+    from lora.ends import Unavailable
+
+    single_file(base, tmp_path / "one")
+    kind = tool("sdxl").kind
+    whole, one = find(str(base), kind), find(str(tmp_path / "one"), kind)
+    assert one.path == tmp_path / "one" / "model.safetensors"
+    for part in ("unet", "text_encoder"):
+        wanted, read = (each.load(part, torch.float32).state_dict() for each in (whole, one))
+        assert wanted.keys() == read.keys() and all(torch.equal(wanted[name], read[name]) for name in wanted)
+    assert one.load("tokenizer", None)("a cat").input_ids == whole.load("tokenizer", None)("a cat").input_ids
+    (tmp_path / "alone").mkdir()
+    shutil.copy(one.path, tmp_path / "alone")
+    with pytest.raises(Unavailable, match="taken from the file's folder if its model_index"):
+        find(str(tmp_path / "alone" / "model.safetensors"), kind).load("unet", torch.float32)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
