@@ -17,7 +17,7 @@ from remote_trainer.hub.files import fetched_files, lacking_weights
 from remote_trainer.hub.look import check, pin
 from remote_trainer.hub.names import split_name
 from remote_trainer.model import HubModel, Plan
-from remote_trainer.redact import hide
+from remote_trainer.redact import hide, redact
 from remote_trainer.service.doctor import examine_hub
 from remote_trainer.service.models import with_disk
 from remote_trainer.service.submit import Draft, Order, draft
@@ -149,6 +149,7 @@ def test_a_hub_may_repeat_a_token_and_nobody_reads_it(hub: FakeHub) -> None:
         look(hub, "acme/gated", OTHER, revision=TOKEN)
     assert "Invalid rev id: ***" in str(caught.value)
     assert hub.seen == {f"Bearer {OTHER}"}
+    assert redact(f"a token that nobody has read: hf_{'aB3' * 11}x") == "a token that nobody has read: ***"
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from remote_trainer.effects import ChooseOffer, Severity
-from remote_trainer.errors import ModelRefused
-from remote_trainer.model import HubModel, Job, Phase, Reason, Verdict
+from remote_trainer.effects import ChooseOffer, Seen, Severity
+from remote_trainer.errors import HostLacks, ModelRefused
+from remote_trainer.model import HostFacts, HubModel, Job, Phase, Reason, Resources, Verdict
+from remote_trainer.transport.command import CommandTransport
+from remote_trainer.worker.machine import Machine
 from remote_trainer.worker.models import Models
 from tests.support import hub as hubs
 from tests.support.hub import FakeHub
-from tests.unit.life import RENTED, Life, a_job
+from tests.unit.life import BORROWED, NOW, RENTED, Life, a_job
 
 FILES = {"model_index.json": b'{"_class_name": "P"}', "unet/config.json": b"{}", "unet/x.safetensors": b"x"}
 
@@ -78,3 +85,39 @@ def test_a_refused_model_ends_the_job_before_anything_is_asked_for() -> None:
     [attempt] = life.job.attempts
     assert attempt.requested_at is None and (attempt.verdict, attempt.reason) == (Verdict.FAILED, Reason.MODEL_REFUSED)
     assert life.job.phase in (Phase.RELEASING, Phase.FAILED)
+
+
+class Box:
+    """A borrowed machine with 2 MB of disk less than a job for a model of 3 MB asks for."""
+
+    def __init__(self, root: Path) -> None:
+        self.host = SimpleNamespace(transport=CommandTransport(address="box"), root=str(root))
+
+    async def facts(self, host: object, *, anew: bool = False) -> HostFacts:
+        return HostFacts(incarnation="i", boot="b", disk_free=10**9 - 2_000_000)
+
+    async def prepare(self) -> HostFacts | None:
+        """What the job's machine is, once it is found fit."""
+        job, shop = a_job(), SimpleNamespace(facts=self.facts)
+        model = HubModel(input="base", name="acme/m", folders=("unet",), size=3_000_000)
+        job = replace(job, plan=replace(job.plan, models=(model,), resources=Resources(disk_gb=1)))
+        patient = SimpleNamespace(job=job, seen=Seen(since=NOW), driver=SimpleNamespace(abilities=BORROWED))
+        patient.observe = lambda change: setattr(patient, "seen", change(patient.seen))
+        machine = Machine(cast(Any, shop), cast(Any, patient))
+        machine.host = lambda: asyncio.sleep(0, self.host)  # type: ignore[method-assign, return-value, assignment]
+        await machine.prepare_host()
+        return patient.seen.host
+
+
+async def test_what_is_in_the_cache_needs_no_room(tmp_path: Path) -> None:
+    """A machine that has a model from a job before is not refused for the disk that fetching it would take."""
+    box = Box(tmp_path)
+    with pytest.raises(HostLacks, match="free disk"):
+        await box.prepare()
+    blobs = tmp_path / "hub" / "models--acme--m" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "half").write_bytes(os.urandom(1_000_000))
+    with pytest.raises(HostLacks, match="free disk"):
+        await box.prepare()
+    (blobs / "rest").write_bytes(os.urandom(2_000_000))
+    assert await box.prepare() is not None
