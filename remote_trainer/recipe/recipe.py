@@ -52,6 +52,11 @@ class InputRule:
     parameter: str = ""
     hub: HubRule | None = None
 
+    @property
+    def outside_links(self) -> bool:
+        """May links leave the tree? A model in a cache of the hub is made of such."""
+        return self.hub is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretRule:

@@ -20,6 +20,7 @@ from remote_trainer.recipe.plan import plan_digest
 from remote_trainer.recipe.recipe import HubRule, InputRule, Recipe
 
 _GB = 10**9
+_TOLD = _GB // 20  # bytes; what takes less is not worth a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def with_disk(plan: Plan, sizes: Mapping[str, int]) -> Asked:
 
 
 def _sum(parts: Mapping[str, int], writes_gb: int) -> str:
-    known = [f"{name} {size / _GB:.1f} GB" for name, size in parts.items() if size]
+    known = [f"{name} {size / _GB:.1f} GB" for name, size in parts.items() if size >= _TOLD]
     return ", ".join([*known, f"{writes_gb} GB for what the steps write"])
 
 

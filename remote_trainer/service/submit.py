@@ -199,7 +199,8 @@ def _with_wishes(plan: Plan, places: Places) -> Plan:
 
 async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     cache = Cache(app.settings.cache_dir)
-    inputs = [await pack(source, cache, name=name) for name, source in checked.sources.items()]
+    linked = {rule.name for rule in checked.recipe.inputs if rule.outside_links}
+    inputs = [await pack(source, cache, name=name, outside_links=name in linked) for name, source in checked.sources.items()]
     if checked.report is not None:
         await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature)
     if checked.recipe.files:

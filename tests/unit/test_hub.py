@@ -217,6 +217,16 @@ def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
     assert "acme/open was not looked up: the model hub" in note and "the machine that trains may reach the hub" in note
 
 
+def test_a_model_in_a_cache_of_the_hub_is_shipped_as_a_folder(hub: FakeHub, tmp_path: Path) -> None:
+    """Such a folder is made of links that leave it; nobody is asked about it."""
+    folder = tmp_path / "models--acme--m" / "snapshots" / "c0ffee"
+    folder.mkdir(parents=True)
+    (tmp_path / "models--acme--m" / "blob").write_bytes(b"{}")
+    (folder / "model_index.json").symlink_to("../../blob")
+    checked = drafted(tmp_path, str(folder))
+    assert checked.sources["base"] == str(folder) and checked.plan.models == () and hub.asked == []
+
+
 def test_disk_is_asked_for_by_the_size_of_everything() -> None:
     """Inputs, models and what the steps write, in whole GB; a plan that asks for as much already stays."""
     model = HubModel(input="base", name="a/b", folders=("unet",), size=33_700_000_000)
