@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import re
 import struct
 from collections.abc import Callable, Collection, Mapping
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from lora.ends import BadInput, Unavailable
+from lora.memory import Footprint
 
 SAMPLE_BYTES = 65536
 INDEX = "model_index.json"
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII)
 WEIGHTS = re.compile(r"[^./]+(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
 FOREIGN = re.compile(r"\.(bin|ckpt|pt|pth|h5|msgpack|pb|onnx(_data)?|xml|gguf)$|flax|openvino")
+# How the names of the net's tensors begin in a checkpoint in one file.
+SINGLE_FILE_NET = "model.diffusion_model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Kind:
     """(the pipeline's class, the net's configuration) → why it is not of this family, or an empty string."""
     single_file: Callable[[Mapping[str, Any]], str]
     """Header of a single file → why it is not of this family, or an empty string."""
+    footprint: Footprint
+    """What its training needs of a GPU's memory."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -82,6 +88,16 @@ class Base:
             str(self.path / part), dtype=dtype, variant=self.variant_of(part), local_files_only=True, use_safetensors=True
         )
         return model.requires_grad_(False).eval()
+
+    def net_weights(self) -> float:
+        """How many weights the net has, in billions."""
+        single = self.path.is_file()
+        net = f"{self.kind.net}/"
+        chosen = [] if single else chosen_files(local_files(self.path), self.kind)
+        files = [self.path / file for file in chosen if file.startswith(net) and file.endswith(".safetensors")] or [self.path]
+        found = {name: entry for file in files for name, entry in read_header(file).items() if name != "__metadata__"}
+        prefix = SINGLE_FILE_NET if single else ""
+        return sum(math.prod(entry["shape"]) for name, entry in found.items() if name.startswith(prefix)) / 1e9
 
     def variant_of(self, part: str) -> str | None:
         """The variant of a part's weights: the hub has some parts in half precision only."""
@@ -160,6 +176,11 @@ def chosen_files(names: Collection[str], kind: Kind) -> list[str]:
     return sorted(chosen)
 
 
+def local_files(folder: Path) -> list[str]:
+    """The files of a model's parts, as the hub would list them."""
+    return [file.relative_to(folder).as_posix() for file in folder.glob("*/*") if file.is_file()]
+
+
 def download(name: str, revision: str | None, kind: Kind) -> Path:
     """A hub model's files on this disk: what was fetched before is not fetched again, and serves where the hub cannot be asked."""
     import huggingface_hub
@@ -216,7 +237,7 @@ def from_folder(path: Path, name: str, kind: Kind) -> Base:
     config = read_json(path / kind.net / "config.json") if (path / kind.net).is_dir() else {}
     if reason := kind.foreign(pipeline, config):
         raise BadInput(f"the base {name} is not {kind.name}: {path / INDEX} says {pipeline}, {reason}")
-    files = chosen_files([file.relative_to(path).as_posix() for file in path.glob("*/*") if file.is_file()], kind)
+    files = chosen_files(local_files(path), kind)
     weights = {part: [f for f in files if f.startswith(f"{part}/") and f.endswith(".safetensors")] for part in kind.weights}
     if empty := [part for part, found in weights.items() if not found]:
         raise BadInput(f"the base {name} has no .safetensors weights in {', '.join(str(path / part) for part in empty)}")
@@ -237,12 +258,17 @@ def check_shards(path: Path, name: str, files: Collection[str]) -> None:
             raise BadInput(f"the base {name} is not complete: {path / missing[0]} is missing, which {path / index} names")
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Name → type, shape and place of each tensor of a .safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return dict(json.loads(file.read(length))) if length < 100_000_000 else {}
+
+
 def from_file(path: Path, name: str, kind: Kind) -> Base:
     """A checkpoint in one .safetensors file; refused when the header lacks what only this family has."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < 100_000_000 else {}
+        header = read_header(path)
     except (OSError, ValueError, struct.error) as error:
         raise BadInput(f"the base {name} is not a readable .safetensors file: {error}") from error
     if reason := kind.single_file(header):
