@@ -44,6 +44,10 @@ _REASONS = {
     Reason.TIME_LIMIT: ("`max_hours` is over", "submit with `--max-hours`; `retry` resumes"),
     Reason.COST_LIMIT: ("`max_cost` is reached", "submit with `--max-cost`; `retry` resumes"),
     Reason.NO_CAPACITY: ("no place has a machine that fits", "ask for less, name more drivers, or `--strategy queue`"),
+    Reason.MODEL_REFUSED: (
+        "the model hub has no such model, or does not let the worker's `HF_TOKEN` have it; nothing was rented",
+        "the message says who has to do what: the name, the licence, the token",
+    ),
     Reason.PROVISIONING_FAILED: (
         "twelve tries in a row got no usable machine",
         "`remote-trainer drivers check`; the message has the last try's words",

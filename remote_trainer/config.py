@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     )
     tools_path: SearchPath = Field(default=(), description="further folders with tools, separated by colons")
     drivers_path: SearchPath = Field(default=(), description="further folders with driver profiles, separated by colons")
+    hub_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^/\s@]+(/\S*)?)?$",
+        description="URL of the model hub; empty: what `HF_ENDPOINT` says, else the public one",
+    )
     ssh_key: AbsolutePath | None = Field(
         default=None,
         description="private key for hosts; empty: what `~/.ssh` and the agent offer, for rented machines the pair in `state_dir`",

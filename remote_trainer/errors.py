@@ -7,6 +7,7 @@
     │   ├── ConfigError               a setting, profile or credential is wrong
     │   ├── NotFound                  no such job, tool, driver, step
     │   ├── Conflict                  the name or id is taken, or the move is illegal
+    │   ├── ModelRefused              a model of the hub is missing, closed to us, or of another kind
     │   └── Overdrawn                 the tenant's account does not hold what the job may cost
     ├── LeaseLost                     control flow: drop the job, log at info
     ├── SpendingHeld                  a cap, a budget or the provider's credit leaves no room now
@@ -33,6 +34,7 @@
     │   ├── DigestMismatch            the bytes are not those that were announced
     │   ├── Incomplete                an announced file is missing
     │   └── ObjectsUnavailable        the object store is down: try again
+    ├── HubUnreachable                the model hub does not answer: says nothing about the model
     ├── JobFailed                     CLI only: the job ended FAILED (JobCancelled: CANCELLED)
     └── InvariantBroken               our bug: stop this job, keep the instance visible
 
@@ -112,6 +114,16 @@ class Conflict(UsageError):
 
     exit_code = 7
     http_status = 409
+
+
+class ModelRefused(UsageError):
+    """A model of the hub is missing, closed to the token that there is, or not what the tool trains."""
+
+    exit_code = 12
+
+    def __init__(self, message: str, *, tokenless: bool = False) -> None:
+        self.tokenless = tokenless  # the hub was asked without a token, and one might open it
+        super().__init__(message)
 
 
 class Overdrawn(UsageError):
@@ -279,6 +291,14 @@ class ObjectsUnavailable(ArtifactError):
     """The object store is down or refuses us: kept locally and tried again."""
 
     exit_code = 41
+    transient = True
+
+
+class HubUnreachable(RemoteTrainerError):
+    """The model hub does not answer, or is out of order. It says nothing about the model."""
+
+    exit_code = 13
+    http_status = 502
     transient = True
 
 

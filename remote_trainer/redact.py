@@ -23,6 +23,7 @@ _PATTERNS = (
         ),
         rf"\1{HIDDEN}",
     ),
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), HIDDEN),  # a model hub's token
     (re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:\w+\s+)?)[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
 )
 
@@ -42,7 +43,7 @@ def hide(secret: str) -> None:
 
 
 def redact(text: str) -> str:
-    """Return the text without registered secrets, passwords in URLs, signatures of presigned links and bearer tokens."""
+    """Return the text without registered secrets, passwords in URLs, signatures of presigned links, bearer and hub tokens."""
     text = _any_secret.sub(HIDDEN, text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)

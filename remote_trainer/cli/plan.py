@@ -42,6 +42,8 @@ def _document(checked: Draft, shipped: list[Transfer]) -> dict[str, Any]:
         "image": plan.image,
         "expected_hours": plan.expected_hours,
         "resources": {key: getattr(plan.resources, key) for key in ("gpus", "vram_gb", "disk_gb", "ram_gb")},
+        "models": [{"input": m.input, "name": m.name, "revision": m.revision, "size": m.size} for m in plan.models],
+        "notes": list(checked.notes),
         "transfers": [{"name": t.name, "source": t.source, "files": t.files, "size": t.size} for t in shipped],
         "health": plan.health,
         "steps": [
@@ -87,6 +89,12 @@ def _show(plan: dict[str, Any]) -> None:
     for each in plan["transfers"]:
         files = "" if each["files"] is None else f" ({out.plural(each['files'], 'file')}, {out.size(each['size'])})"
         out.line(f"ship        {each['name']}: {each['source']}{files}")
+    for each in plan["models"]:
+        known = f"@{each['revision']}" if each["revision"] else ""
+        size = f" ({out.size(each['size'])})" if each["size"] else ""
+        out.line(f"fetch       {each['input']}: {each['name']}{known}{size}, by the machine")
+    for note in plan["notes"]:
+        out.line(f"note        {note}")
     if plan["health"]:
         _script("health check", plan["health"])
     for number, step in enumerate(plan["steps"], 1):

@@ -93,7 +93,9 @@ def _run(order: Order, *, detach: bool, as_json: bool) -> None:
     from remote_trainer.service.submit import submit
 
     async def work(opened: App) -> None:
-        await go_on(opened, await submit(opened, order), detach=detach, as_json=as_json)
+        await go_on(
+            opened, await submit(opened, order, tell=lambda note: out.problem(f"note: {note}")), detach=detach, as_json=as_json
+        )
 
     session.run(work)
 

@@ -1,4 +1,4 @@
-"""Where data comes from: a folder, an archive, a bucket. Each can say cheaply whether it changed, and become a tree.
+"""Where data comes from: a folder, an archive, weights in one file, a bucket. Each can say cheaply whether it changed, and become a tree.
 
 Rules for editing: blocking; called in threads. An archive is somebody else's bytes: nothing is written outside the folder it is unpacked
 in, whatever its members are called, and links and devices in it are refused.
@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from remote_trainer.dataset.facts import facts_of
-from remote_trainer.dataset.tree import Tree, scan
+from remote_trainer.dataset.tree import Tree, scan, scan_file
 from remote_trainer.errors import DatasetError
 from remote_trainer.model import Facts
 
+WEIGHTS = ".safetensors"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
@@ -53,7 +54,7 @@ class Source(Protocol):
 
 
 def open_source(source: str, *, outside_links: bool = False) -> Source:
-    """Tell a folder, an archive and a bucket apart. DatasetError if it is none of them."""
+    """Tell a folder, an archive, weights in one file and a bucket apart. DatasetError if it is none of them."""
     if source.startswith("s3://"):
         from remote_trainer.dataset.bucket import Bucket  # needs the s3 extra
 
@@ -67,6 +68,8 @@ def open_source(source: str, *, outside_links: bool = False) -> Source:
         return Folder(path, outside_links=outside_links)
     if stat.S_ISREG(mode) and path.name.lower().endswith(ARCHIVES):
         return Archive(path)
+    if stat.S_ISREG(mode) and path.name.endswith(WEIGHTS):
+        return File(path)
     raise DatasetError(f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)}); unpack it and give the folder")
 
 
@@ -91,6 +94,25 @@ class Folder:
     @contextlib.contextmanager
     def tree(self) -> Iterator[Tree]:
         yield self._tree or scan(Path(self.name), outside_links=self._outside_links)
+
+
+class File:
+    """A model in one file of this machine: a tree of that file."""
+
+    fleeting = False
+
+    def __init__(self, path: Path) -> None:
+        self.name = os.path.abspath(path)
+
+    def signature(self) -> str:
+        return scan_file(Path(self.name)).signature
+
+    def facts(self) -> Facts:
+        return facts_of([os.path.basename(self.name)])
+
+    @contextlib.contextmanager
+    def tree(self) -> Iterator[Tree]:
+        yield scan_file(Path(self.name))
 
 
 class Archive:

@@ -82,6 +82,18 @@ def scan(root: Path, *, outside_links: bool = False) -> Tree:
     return Tree(real, found)
 
 
+def scan_file(path: Path) -> Tree:
+    """Return the tree of one file, which may be a link. DatasetError if it cannot be shipped."""
+    if fault := name_fault(path.name):
+        raise DatasetError(f"{path} cannot be shipped: it is {fault}")
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}; check that it exists and that you may read it") from error
+    return Tree(os.path.dirname(real), {path.name: Found(Entry(path.name, status.st_size), real, _signature(status))})
+
+
 def name_fault(name: str, below: str = "") -> str:
     """What keeps a name in the folder ``below`` (with its slash) from being shipped, and what to do; empty if nothing."""
     if len(below) + len(name) < _MAX_NAME // 4 and name.isascii() and name.isprintable():

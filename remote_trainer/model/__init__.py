@@ -13,7 +13,7 @@ from remote_trainer.model.inputs import Chunk, Facts, Input
 from remote_trainer.model.job import Job, Lease, Limits, Place, Provision, Strategy
 from remote_trainer.model.ledger import Entry, EntryKind
 from remote_trainer.model.machine import HostFacts, Instance, InstanceState, Offer
-from remote_trainer.model.plan import ChosenPreset, Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
+from remote_trainer.model.plan import ChosenPreset, HubModel, Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
 from remote_trainer.model.records import Event, LogChunk, Metric, log_stream
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Event",
     "Facts",
     "HostFacts",
+    "HubModel",
     "Input",
     "Instance",
     "InstanceState",

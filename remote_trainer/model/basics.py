@@ -51,6 +51,7 @@ class Reason(StrEnum):
     TIME_LIMIT = "time_limit"
     COST_LIMIT = "cost_limit"
     NO_CAPACITY = "no_capacity"
+    MODEL_REFUSED = "model_refused"
     PROVISIONING_FAILED = "provisioning_failed"
     HOST_UNSUITABLE = "host_unsuitable"
     HOST_KEY_MISMATCH = "host_key_mismatch"

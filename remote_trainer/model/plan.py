@@ -89,6 +89,22 @@ class ChosenPreset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A model of a model hub that the steps fetch by themselves, in place of an input that would be shipped."""
+
+    input: str  # "base": steps find its name in $RT_BASE
+    name: str  # "owner/model"
+    revision: str = ""  # the commit; what the user named, or nothing, if the hub could not be asked at submit
+    folders: tuple[str, ...]  # that are fetched; the first holds the net that learns
+    pipelines: tuple[str, ...] = ()  # patterns of the classes it may be of
+    size: int = 0  # bytes that are fetched; 0: not known
+    endpoint: str = ""  # URL of the hub; empty: the public one
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A recipe and its parameters, rendered and frozen at submit.
 
@@ -108,4 +124,6 @@ class Plan:
     health: str = ""  # shell script run on the host before the first step; non-zero means unsuitable
     expected_hours: float = 0.0  # on a GPU of speed 1, for comparing offers; 0: unknown
     preset: ChosenPreset | None = None  # None: the tool has none, or the user wanted none
+    writes_gb: int = 0  # what the steps write to disk besides their inputs, GB; 0: unknown
+    models: tuple[HubModel, ...] = ()
     digest: str = ""

@@ -20,7 +20,7 @@ from remote_trainer.recipe.load_presets import build_presets, preset_faults
 from remote_trainer.recipe.parameters import value_problems
 from remote_trainer.recipe.plan import glob_problem
 from remote_trainer.recipe.presets import PARAMETER, with_parameter
-from remote_trainer.recipe.recipe import InputRule, Recipe, SecretRule, Step
+from remote_trainer.recipe.recipe import HubRule, InputRule, Recipe, SecretRule, Step
 from remote_trainer.recipe.render import RESERVED, check_expression, check_template
 from remote_trainer.recipe.schema import schema_faults
 from remote_trainer.recipe.source import MAX_BYTES, Source, pointer_part, read_source
@@ -101,6 +101,8 @@ def _meaning_faults(source: Source, path: Path) -> Iterator[Fault]:
         if isinstance(parameter, str) and parameter not in mapping(data.get("parameters")):
             names = mapping(data.get("parameters"))
             yield source.fault(f"/inputs/{name}/parameter", f"{parameter!r} is not a parameter{meant(parameter, names)}")
+        if "hub" in mapping(rule) and parameter is None:
+            yield source.fault(f"/inputs/{name}/hub", "no parameter could name the model: say which, as parameter")
 
 
 def _name_faults(source: Source, path: Path) -> Iterator[Fault]:
@@ -174,6 +176,7 @@ def _templates(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     for key in ("health", "cleanup"):
         yield f"/{key}", data.get(key), "shell"
     yield "/expected_hours", data.get("expected_hours"), "text"
+    yield "/writes_gb", data.get("writes_gb"), "text"
     for name, value in mapping(data.get("resources")).items():
         yield f"/resources{pointer_part(name)}", value, "text"
     for name, value in mapping(data.get("environment")).items():
@@ -241,7 +244,9 @@ def _build(source: Source) -> Recipe:
     rules = {name: mapping(rule) for name, rule in data.get("inputs", {}).items()}
     secrets = {name: mapping(rule) for name, rule in data.get("secrets", {}).items()}
     presets = build_presets(data)
-    same = {key: data[key] for key in ("expected_hours", "health", "metrics_file", "resume", "cleanup") if key in data}
+    same = {
+        key: data[key] for key in ("expected_hours", "writes_gb", "health", "metrics_file", "resume", "cleanup") if key in data
+    }
     return Recipe(
         name=data["name"],
         version=data["version"],
@@ -251,7 +256,7 @@ def _build(source: Source) -> Recipe:
         resources=data.get("resources", {}),
         image=runtime["image"] if isinstance(runtime, dict) else "",
         files=tuple(data.get("files", ())),
-        inputs=tuple(InputRule(name=name, **rule) for name, rule in rules.items()),
+        inputs=tuple(_input(name, rule) for name, rule in rules.items()),
         secrets=tuple(SecretRule(name=name, **rule) for name, rule in secrets.items()),
         environment=_environment(data.get("environment", {})),
         steps=tuple(_step(step) for step in data["steps"]),
@@ -261,6 +266,11 @@ def _build(source: Source) -> Recipe:
         lines=source.lines,
         **same,
     )
+
+
+def _input(name: str, data: Mapping[str, Any]) -> InputRule:
+    hub = {key: tuple(value) for key, value in data.get("hub", {}).items()}
+    return InputRule(name=name, **{**data, "hub": HubRule(**hub) if hub else None})
 
 
 def _step(data: Mapping[str, Any]) -> Step:

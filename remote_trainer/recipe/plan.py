@@ -38,7 +38,8 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any], facts: Facts | None
         steps=steps,
         outputs=tuple(work.output(index, output) for index, output in enumerate(recipe.outputs)),
         patterns=recipe.patterns,
-        resources=Resources(**{name: work.amount(name, source) for name, source in recipe.resources.items()}),
+        resources=Resources(**{name: work.amount(f"/resources/{name}", source) for name, source in recipe.resources.items()}),
+        writes_gb=work.amount("/writes_gb", recipe.writes_gb),
         expected_hours=work.hours(recipe.expected_hours),
         image=recipe.image,
         metrics_file=recipe.metrics_file,
@@ -137,12 +138,12 @@ class _Rendering:
             retries=step.retries,
         )
 
-    def amount(self, name: str, source: int | str) -> int:
-        text = self.try_(f"/resources/{name}", render_text, str(source)) or ""
+    def amount(self, pointer: str, source: int | str) -> int:
+        text = self.try_(pointer, render_text, str(source)) or ""
         if re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
             return int(text)
         if text:
-            self.faults.append(self.recipe.fault(f"/resources/{name}", f"gives {text!r}, which is no whole number"))
+            self.faults.append(self.recipe.fault(pointer, f"gives {text!r}, which is no whole number"))
         return 0
 
     def hours(self, source: float | str) -> float:

@@ -32,13 +32,30 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HubRule:
+    """What the steps fetch of a model of the hub, and what it must be."""
+
+    folders: tuple[str, ...]  # the first holds the net that learns
+    pipelines: tuple[str, ...] = ()  # patterns of classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputRule:
-    """A tree the steps find in ``$RT_<NAME>``. With ``parameter``, that parameter's value is the path, if such a path exists."""
+    """A tree the steps find in ``$RT_<NAME>``. With ``parameter``, that parameter's value is the path, if such a path exists.
+
+    With ``hub`` it may also be the name of a model of the hub, which the steps find in ``$RT_<NAME>`` and fetch by themselves.
+    """
 
     name: str
     description: str = ""
     required: bool = False
     parameter: str = ""
+    hub: HubRule | None = None
+
+    @property
+    def outside_links(self) -> bool:
+        """May links leave the tree? A model in a cache of the hub is made of such."""
+        return self.hub is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +107,7 @@ class Recipe:
     presets: tuple[Preset, ...] = ()
     resources: Mapping[str, int | str] = field(default_factory=dict)  # fields of model.Resources; texts are templates
     expected_hours: float | str = 0.0  # on a GPU of speed 1; text is a template
+    writes_gb: int | str = 0  # to disk, besides the inputs; text is a template
     image: str = ""
     files: tuple[str, ...] = ()
     inputs: tuple[InputRule, ...] = ()

@@ -15,10 +15,13 @@ from dataclasses import replace
 
 from remote_trainer import plugins
 from remote_trainer.config import Settings, config_file
-from remote_trainer.errors import DriverError, RemoteTrainerError
+from remote_trainer.errors import DriverError, HubUnreachable, RemoteTrainerError
+from remote_trainer.hub.client import Hub, Refused, offline
+from remote_trainer.hub.look import TOKEN
 from remote_trainer.objects.open import open_objects
 from remote_trainer.ports import Driver, Examiner, Finding
 from remote_trainer.service.app import App
+from remote_trainer.service.models import hub_url
 from remote_trainer.service.offers import Candidate, Ranking, rank_offers
 from remote_trainer.service.submit import Order
 from remote_trainer.store.open import open_store
@@ -26,7 +29,8 @@ from remote_trainer.store.open import open_store
 
 async def examine(settings: Settings) -> list[Finding]:
     """Return all findings."""
-    return [*_programs(), *_packages(), _settings(), await _store(settings), await _objects(settings), _disk(settings)]
+    kept = [await _store(settings), await _objects(settings)]
+    return [*_programs(), *_packages(), _settings(), *kept, _disk(settings), await examine_hub(settings)]
 
 
 def _programs() -> Iterator[Finding]:
@@ -74,6 +78,24 @@ def _disk(settings: Settings) -> Finding:
     folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     return Finding("disk", free > 5 * 10**9, f"{free / 10**9:.1f} GB free at {folder}")
+
+
+async def examine_hub(settings: Settings) -> Finding:
+    """Return whether there is a token for the model hub, and whose it is."""
+    question, token = "model hub", settings.driver_settings.find_secret(TOKEN)
+    if token is None:
+        return Finding(
+            question, None, f"no {TOKEN}: models that ask for one cannot be had; write it to {settings.secrets_dir / TOKEN}"
+        )
+    if offline():
+        return Finding(question, None, f"{TOKEN} is set; the hub was not asked whose it is: HF_HUB_OFFLINE is set")
+    async with Hub(hub_url(settings), token) as hub:
+        try:
+            return Finding(question, True, f"{TOKEN} is that of {await hub.whoami()} at {hub.url}")
+        except HubUnreachable as error:
+            return Finding(question, None, f"{TOKEN} is set; {error}")
+        except Refused:
+            return Finding(question, False, f"{TOKEN} is not valid: make a new one at {hub.url}/settings/tokens")
 
 
 async def examine_driver(app: App, order: Order) -> list[Finding]:

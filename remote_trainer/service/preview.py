@@ -15,8 +15,8 @@ from remote_trainer import plugins
 from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.pack import pack
-from remote_trainer.dataset.sources import open_source
-from remote_trainer.dataset.tree import scan
+from remote_trainer.dataset.sources import WEIGHTS, open_source
+from remote_trainer.dataset.tree import scan, scan_file
 from remote_trainer.model import Input
 from remote_trainer.recipe.recipe import Recipe
 
@@ -37,7 +37,8 @@ async def transfers(recipe: Recipe, sources: Mapping[str, str]) -> list[Transfer
 
 
 def _transfers(recipe: Recipe, sources: Mapping[str, str]) -> list[Transfer]:
-    found = [_measure(name, source) for name, source in sources.items()]
+    linked = {rule.name for rule in recipe.inputs if rule.outside_links}
+    found = [_measure(name, source, outside_links=name in linked) for name, source in sources.items()]
     for path in plugins.tool_files(recipe).values():
         files = list(_shipped(path))
         size = sum(file.stat().st_size for file in files)
@@ -45,11 +46,12 @@ def _transfers(recipe: Recipe, sources: Mapping[str, str]) -> list[Transfer]:
     return found
 
 
-def _measure(name: str, source: str) -> Transfer:
-    if "://" in source or not Path(source).is_dir():
+def _measure(name: str, source: str, *, outside_links: bool) -> Transfer:
+    if "://" in source or not (Path(source).is_dir() or source.endswith(WEIGHTS)):
         open_source(source)  # DatasetError if it is nothing that can be packed
         return Transfer(name=name, source=source)
-    files = [entry for entry in scan(Path(source)).entries if not entry.folder]
+    tree = scan(Path(source), outside_links=outside_links) if Path(source).is_dir() else scan_file(Path(source))
+    files = [entry for entry in tree.entries if not entry.folder]
     return Transfer(name=name, source=source, files=len(files), size=sum(entry.size for entry in files))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -30,8 +30,10 @@ from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.data import examine
 from remote_trainer.service.ledger import enqueue
+from remote_trainer.service.models import ask_models, with_disk
 from remote_trainer.service.names import new_job_id
 from remote_trainer.service.places import Places, find_places
+from remote_trainer.service.preview import transfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Draft:
     report: Report | None  # of a local dataset that was not examined before in the state it is in
     signature: str  # that state; empty for data in a bucket
     listed: Source | None  # a dataset in a bucket, if it was listed
+    notes: tuple[str, ...]  # what the user should know, and nothing is wrong with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,38 +108,46 @@ async def draft(settings: Settings, order: Order) -> Draft:
     """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
     sketched = sketch(settings, order)
     recipe = sketched.recipe
-    await _check_places(settings, sketched.places, order)
+    rents = await _check_places(settings, sketched.places, order)
     _check_secrets(settings, sketched.plan)
     dataset = find_sources(recipe, sketched.plan, order).get("dataset")
     examined = await examine(settings, dataset, wants_facts=wants_facts(recipe, sketched.given))
     plan = plan_for(sketched, examined.facts)
     _check_secrets(settings, plan)
     sources = find_sources(recipe, plan, order)
+    asked = await ask_models(settings, recipe, plan, sources, certain=rents and _drives(settings))
+    fitted = with_disk(asked.plan, {each.name: each.size or 0 for each in await transfers(recipe, sources)})
     return Draft(
         order=order,
         recipe=recipe,
-        plan=plan,
+        plan=fitted.plan,
         places=sketched.places,
         sources=sources,
         limits=sketched.limits,
         report=examined.report,
         signature=examined.signature,
         listed=examined.listed,
+        notes=(*asked.notes, *fitted.notes),
     )
 
 
-async def submit(app: App, order: Order) -> Job:
-    """Check, pack and queue an order; returns the queued job."""
+async def submit(app: App, order: Order, *, tell: Callable[[str], None] = lambda note: None) -> Job:
+    """Check, pack and queue an order; returns the queued job. ``tell`` gets what the user should know before anything is packed."""
     checked = await draft(app.settings, order)
+    for note in checked.notes:
+        tell(note)
     await _check_driver(app, checked)
     inputs = await _pack_inputs(app, checked)
+    fitted = with_disk(checked.plan, {given.name: given.size for given in inputs})  # now of archives and buckets, too
+    for note in fitted.notes:
+        tell(note)
     now = app.clock.now()
     job_id = new_job_id(now)
     first, *others = checked.places.every
     job = Job(
         id=job_id,
         name=order.name or job_id,
-        plan=checked.plan,
+        plan=fitted.plan,
         driver=first.driver,
         driver_options=first.options,
         wishes=first.resources if others else Resources(),
@@ -156,7 +167,7 @@ async def _check_driver(app: App, checked: Draft) -> None:
     """Try the machines before anything is packed: one that answers will do. Where a service drives the jobs, this machine need not even
     reach them.
     """
-    if not app.settings.store_url.startswith("sqlite"):
+    if not _drives(app.settings):
         return
     errors: list[RemoteTrainerError] = []
     for place in checked.places.every:
@@ -171,8 +182,13 @@ async def _check_driver(app: App, checked: Draft) -> None:
     raise errors[0]
 
 
-async def _check_places(settings: Settings, places: Places, order: Order) -> None:
-    """Make every driver, which raises on bad options, and see whether any can do what the order names."""
+def _drives(settings: Settings) -> bool:
+    """Are jobs driven from this machine, rather than by a service?"""
+    return settings.store_url.startswith("sqlite")
+
+
+async def _check_places(settings: Settings, places: Places, order: Order) -> bool:
+    """Make every driver, which raises on bad options, and see whether any can do what the order names; returns whether any rents."""
     spot = rents = False
     for place in places.every:
         driver = plugins.make_driver(place.driver, place.options, settings.driver_settings)
@@ -182,6 +198,7 @@ async def _check_places(settings: Settings, places: Places, order: Order) -> Non
         raise UsageError(f"--spot: {order.driver} has no machines that a provider may take back")
     if order.terms.get("race", 1) > 1 and not rents:
         raise UsageError(f"--race: {order.driver} rents no machines")
+    return rents
 
 
 def _with_wishes(plan: Plan, places: Places) -> Plan:
@@ -194,8 +211,9 @@ def _with_wishes(plan: Plan, places: Places) -> Plan:
 
 async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     cache = Cache(app.settings.cache_dir)
+    linked = {rule.name for rule in checked.recipe.inputs if rule.outside_links}
     sources: dict[str, str | Source] = {**checked.sources, **({"dataset": checked.listed} if checked.listed else {})}
-    inputs = [await pack(source, cache, name=name) for name, source in sources.items()]
+    inputs = [await pack(source, cache, name=name, outside_links=name in linked) for name, source in sources.items()]
     if checked.report is not None:
         await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature, checked.report.facts)
     if checked.recipe.files:

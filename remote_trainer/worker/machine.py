@@ -29,7 +29,7 @@ from remote_trainer.errors import (
 from remote_trainer.host.client import SupervisedHost
 from remote_trainer.host.cuda import try_cuda
 from remote_trainer.lifecycle import listed
-from remote_trainer.model import Attempt, HostFacts, Instance, Job, Resources, Token
+from remote_trainer.model import Attempt, HostFacts, Instance, Job, Place, Resources, Token
 from remote_trainer.policy import needs, switched_off_at
 from remote_trainer.ports import Bidder, Driver, Recorder, Spec
 from remote_trainer.worker.choosing import Choice, choose
@@ -47,6 +47,17 @@ case $1 in '~/'*) set -- "$HOME/${1#'~/'}" "$2" "$3" ;; esac
 RT_WORK=$1/j/$2/w RT_OUTPUT=$1/j/$2/w/output
 export RT_WORK RT_OUTPUT
 cd "$RT_WORK" && eval "$3"
+"""
+
+
+# $1 our folder on the host, $2 a model's in a cache of the hub; prints KiB
+_HELD = """\
+case $1 in '~/'*) set -- "$HOME/${1#'~/'}" "$2" ;; esac
+for cache in "${HF_HUB_CACHE:-$1/hub}" "$HOME/.cache/huggingface/hub"; do
+    [ -d "$cache/$2" ] || continue
+    du -sk "$cache/$2" | { read -r size _ && echo "$size"; }
+    break
+done
 """
 
 
@@ -86,6 +97,7 @@ class Machine:
 
     async def choose_offer(self) -> None:
         """Pick one, or some, of what there is at the job's places, when it is the job's turn to rent there."""
+        await self._check_models()
         found = await self._choose()
         place = self._patient.job.places[found.place]
         waited_s = await self._shop.desk.turn(self._shop.driver(place.driver, place.options), 1 + len(found.rivals))
@@ -94,6 +106,18 @@ class Machine:
         for offer in (found.offer, *found.rivals):
             self._shop.market.take(offer.id)  # only now: who waits for a turn keeps nobody from an offer
         self._patient.observe(lambda seen: replace(seen, offer=found.offer, rivals=found.rivals, place=found.place))
+
+    async def _check_models(self) -> None:
+        """Make sure that what the steps will fetch from a model hub can be had."""
+        job = self._patient.job
+        if job.plan.models:
+            await self._shop.models.check(job, rents=any(map(self._rents, job.places)))
+
+    def _rents(self, place: Place) -> bool:
+        try:
+            return not self._shop.driver(place.driver, place.options).abilities.borrowed
+        except UsageError:  # told when it is asked for offers; another place may do
+            return False
 
     async def _choose(self) -> Choice:
         return await choose(self._shop, self._patient.job, self._patient.seen)
@@ -214,21 +238,30 @@ class Machine:
             self._check(facts, host.transport.address)
         except HostLacks:
             facts = await self._shop.facts(host, anew=True)  # somebody may have made room just now
-            self._check(facts, host.transport.address)
+            self._check(facts, host.transport.address, held=await self._held(host))
         if self.needs.gpus and not self._driver.abilities.borrowed:
             facts = replace(facts, cuda=await self._check_cuda(host))
         if self._patient.job.plan.health:
             await self._check_health(host, self._patient.job.plan.health)
         self._patient.observe(lambda seen: replace(seen, host=facts))
 
-    def _check(self, facts: HostFacts, address: str) -> None:
+    async def _held(self, host: SupervisedHost) -> int:
+        """Return how much of the models that the steps would fetch is on the host from jobs before, bytes: it needs no room anymore."""
+        held = 0
+        for model in self._patient.job.plan.models:
+            done = await host.transport.run(["sh", "-c", _HELD, "sh", host.root, f"models--{model.name.replace('/', '--')}"])
+            held += min(model.size, sum(1024 * int(size) for size in done.stdout.split() if size.isdigit()))
+        return held
+
+    def _check(self, facts: HostFacts, address: str, *, held: int = 0) -> None:
         wanted = self.needs
+        disk_gb = max(0.0, wanted.disk_gb - held / 10**9) if wanted.disk_gb else 0
         lacks = [
             f"{what}: {there:g} there, {need:g} needed"
             for what, there, need in (
                 ("GPUs", len(facts.gpus), wanted.gpus),
                 ("GPU memory (GB)", min(facts.gpu_mem_mib, default=0) * 2**20 / 10**9, wanted.vram_gb),
-                ("free disk (GB)", facts.disk_free / 10**9, wanted.disk_gb),
+                ("free disk (GB)", facts.disk_free / 10**9, disk_gb),
                 ("memory (GB)", facts.mem_total / 10**9, wanted.ram_gb),
             )
             if there < need

@@ -19,6 +19,7 @@ def step_script(job: Job, attempt: Attempt, step: PlannedStep, run: StepRun) -> 
         f'RT_METRICS="$RT_WORK/{_inside(job.plan.metrics_file)}"',
         *(f'RT_INPUT_{given.name.upper()}="$RT_ROOT/data/{given.digest}/tree"' for given in job.inputs),
         *(f'RT_{given.name.upper()}="$RT_INPUT_{given.name.upper()}"' for given in job.inputs),
+        *_models(job),
         f"RT_ATTEMPT={attempt.number} RT_TRY={run.number}",
         "export RT_OUTPUT RT_METRICS RT_ATTEMPT RT_TRY",
         *(f"export RT_INPUT_{given.name.upper()} RT_{given.name.upper()}" for given in job.inputs),
@@ -29,6 +30,18 @@ def step_script(job: Job, attempt: Attempt, step: PlannedStep, run: StepRun) -> 
         step.run,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _models(job: Job) -> list[str]:
+    """Name the models that the steps fetch, and let all jobs of the host share what they fetch, unless the host keeps it elsewhere."""
+    if not job.plan.models:
+        return []
+    lines = [f"export RT_{model.input.upper()}={shlex.quote(str(model))}" for model in job.plan.models]
+    folders = [f'"$HOME/.cache/huggingface/hub/models--{model.name.replace("/", "--")}"' for model in job.plan.models]
+    elsewhere = " || ".join(['[ -n "${HF_HUB_CACHE:-}${HF_HOME:-}" ]', *(f"[ -d {folder} ]" for folder in folders)])
+    lines.append(f'{elsewhere} || export HF_HUB_CACHE="$RT_ROOT/hub"')
+    endpoints = {model.endpoint for model in job.plan.models if model.endpoint}
+    return lines + [f'export HF_ENDPOINT="${{HF_ENDPOINT:-{_inside(endpoint)}}}"' for endpoint in endpoints]
 
 
 def _inside(path: str) -> str:

@@ -24,6 +24,7 @@ from remote_trainer.worker.desk import Desk
 from remote_trainer.worker.gates import Gates
 from remote_trainer.worker.listing import Listing
 from remote_trainer.worker.market import Market
+from remote_trainer.worker.models import Models
 from remote_trainer.worker.way import Uplink
 from remote_trainer.worker.writer import Writer
 
@@ -50,6 +51,7 @@ class Shop:
     market: Market = field(init=False)
     alarm: Alarm = field(init=False)
     gates: Gates = field(init=False)
+    models: Models = field(init=False)
     desk: Desk = field(default_factory=Desk)
     uplink: Uplink = field(default_factory=Uplink)
     _drivers: dict[str, Driver] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Shop:
         self.market = Market(self.store, self.clock)
         self.alarm = Alarm(self.clock, self.deployment, self.alarm_command)
         self.gates = Gates(self)
+        self.models = Models(self.find_secret)
 
     def drivers(self) -> Sequence[Driver]:
         """Return every driver that was asked for so far."""

@@ -22,6 +22,7 @@ _JUDGEMENT: tuple[tuple[type[BaseException], Severity, Reason], ...] = (
     (errors.NoCapacity, Severity.RETRY, Reason.NO_CAPACITY),  # whether that is the end, the job's strategy says
     (errors.Permanent, Severity.FATAL, Reason.PROVISIONING_FAILED),
     (errors.DatasetError, Severity.FATAL, Reason.TRANSFER_FAILED),
+    (errors.ModelRefused, Severity.FATAL, Reason.MODEL_REFUSED),
     (errors.UsageError, Severity.FATAL, Reason.INTERNAL),
 )
 

@@ -1,6 +1,7 @@
 """The base model: find it, make sure that it is of the family, name it by content, and load its parts one at a time.
 
-    find(name, kind) → Base: a folder or file on this disk, downloaded first if the name is a hub id; BadInput if of another family
+    find(name, kind) → Base: a folder or file on this disk, fetched first if the name is owner/model or owner/model@revision of the hub;
+                       BadInput if it is of another family
     Base.load(part)  → one part ("unet", "vae", "text_encoder", …) as a frozen module on the CPU
 
 Editing rules: `find` reads a few kilobytes and imports neither torch nor diffusers, so a wrong model is reported at once; weights
@@ -9,11 +10,13 @@ are safetensors only, never pickle.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ from lora.ends import BadInput, Unavailable
 from lora.memory import Footprint
 
 SAMPLE_BYTES = 65536
+INDEX = "model_index.json"
+HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII)
+WEIGHTS = re.compile(r"[^./]+(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
+FOREIGN = re.compile(r"\.(bin|ckpt|pt|pth|h5|msgpack|pb|onnx(_data)?|xml|gguf)$|flax|openvino")
 # How the names of the net's tensors begin in a checkpoint in one file.
 SINGLE_FILE_NET = "model.diffusion_model."
 
@@ -85,7 +92,9 @@ class Base:
     def net_weights(self) -> float:
         """How many weights the net has, in billions."""
         single = self.path.is_file()
-        files = [self.path] if single else sorted((self.path / self.kind.net).glob("*.safetensors"))
+        net = f"{self.kind.net}/"
+        chosen = [] if single else chosen_files(local_files(self.path), self.kind)
+        files = [self.path / file for file in chosen if file.startswith(net) and file.endswith(".safetensors")] or [self.path]
         found = {name: entry for file in files for name, entry in read_header(file).items() if name != "__metadata__"}
         prefix = SINGLE_FILE_NET if single else ""
         return sum(math.prod(entry["shape"]) for name, entry in found.items() if name.startswith(prefix)) / 1e9
@@ -103,58 +112,115 @@ class Base:
 
 
 def load_from_file(path: Path, part: str, dtype: Any, kind: Kind) -> Any:
-    """One part of a single-file checkpoint; its configuration is the family's, which diffusers fetches from the hub once."""
+    """One part of a single-file checkpoint; its configuration lies beside it, else diffusers fetches the family's from the hub once."""
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     others = dict.fromkeys(set(kind.weights) - {part})
+    beside = {"config": str(path.parent), "local_files_only": True} if described(path.parent) else {}
     try:
-        pipeline = getattr(diffusers, kind.pipeline).from_single_file(str(path), torch_dtype=dtype, **others)
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{part} cannot be read from {path} ({kind.name}'s configuration is fetched from the hub once): {error}"
+        pipeline = getattr(diffusers, kind.pipeline).from_single_file(str(path), torch_dtype=dtype, **others, **beside)
+    except (OSError, ValueError, SingleFileComponentError) as error:
+        end = Unavailable if isinstance(error, OSError) and not beside else BadInput
+        raise end(
+            f"{part} cannot be read from {path}: {error}\nA single file holds weights alone; the configuration and the tokenizers of "
+            f"{kind.name} are fetched from the hub once, or taken from the file's folder if its {INDEX} and folders lie there"
         ) from error
     found = getattr(pipeline, part)
     return found if part.startswith("tokenizer") else found.requires_grad_(False).eval()
+
+
+def described(folder: Path) -> bool:
+    """Does a folder say what the parts of a model are?"""
+    return (folder / INDEX).is_file()
 
 
 def find(name: str, kind: Kind) -> Base:
     """The model of that name, checked to be of the family."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return from_folder(path, name, kind)
+        file = single_file_in(path, kind)
+        return from_file(file, name, kind) if file else from_folder(path, name, kind)
     if path.is_file():
         return from_file(path, name, kind)
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if not (found := HUB_NAME.fullmatch(name)):
         raise BadInput(
-            f"the base {name} does not exist; give a diffusers folder, a .safetensors file, or a hub id such as owner/model"
+            f"the base {name} does not exist; give a diffusers folder, a .safetensors file, or a hub id such as owner/model, "
+            "owner/model@revision"
         )
-    return from_folder(download(name, kind), name, kind)
+    return from_folder(download(found["name"], found["revision"], kind), found["name"], kind)
 
 
-def download(name: str, kind: Kind) -> Path:
-    """A hub model's files on this disk; half-precision weights where the hub has them, which halves the transfer."""
+def single_file_in(folder: Path, kind: Kind) -> Path | None:
+    """The checkpoint of a folder that holds a single one and no parts: it may have the configuration beside it."""
+    files = sorted(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 and not any((folder / kind.net).glob("*.safetensors")) else None
+
+
+def chosen_files(names: Collection[str], kind: Kind) -> list[str]:
+    """A model's files that are needed: descriptions, and one set of weights of each part, in half precision if the net has that.
+
+    remote_trainer/hub/files.py foresees by the same rules what will be fetched; a test compares the two.
+    """
+
+    def weights(part: str, *, half: bool) -> list[str]:
+        found = ((name, WEIGHTS.fullmatch(name.removeprefix(f"{part}/"))) for name in names if name.startswith(f"{part}/"))
+        return [name for name, match in found if match and (match["half"] is not None) == half]
+
+    chosen = [INDEX] if INDEX in names else []
+    half = bool(weights(kind.net, half=True))
+    for part in ("scheduler", *kind.parts):
+        own = [name for name in names if name.startswith(f"{part}/")]
+        chosen += [name for name in own if not name.endswith(".safetensors") and not FOREIGN.search(name)]
+        chosen += (half and weights(part, half=True)) or weights(part, half=False)
+    return sorted(chosen)
+
+
+def local_files(folder: Path) -> list[str]:
+    """The files of a model's parts, as the hub would list them."""
+    return [file.relative_to(folder).as_posix() for file in folder.glob("*/*") if file.is_file()]
+
+
+def download(name: str, revision: str | None, kind: Kind) -> Path:
+    """A hub model's files on this disk: what was fetched before is not fetched again, and serves where the hub cannot be asked."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors
 
+    unreachable = (
+        *errors.HfHubHTTPError.__bases__,
+        OSError,
+    )  # the first is the HTTP client's class, which depends on the version
     try:
-        files = huggingface_hub.list_repo_files(name)
-        half = any(file.startswith(f"{kind.net}/") and file.endswith(".fp16.safetensors") for file in files)
-        unwanted = ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*flax*", "*openvino*"]
-        if half:
-            halved = {f.split("/")[0] for f in files if f.endswith(".fp16.safetensors")}
-            unwanted += [
-                f
-                for f in files
-                if f.endswith(".safetensors") and not f.endswith(".fp16.safetensors") and f.split("/")[0] in halved
-            ]
-        wanted = ["*.json", "*.txt", *(f"{part}/*" for part in kind.parts)]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
-    except RepositoryNotFoundError as error:
-        raise BadInput(
-            f"the hub has no model {name}, or it is private: check the name, accept its licence, set HF_TOKEN"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Unavailable(f"the base {name} is not on this disk and could not be downloaded: {error}") from error
+        found = huggingface_hub.HfApi().model_info(name, revision=revision)
+        wanted = chosen_files([file.rfilename for file in found.siblings or ()], kind)
+        # What lies in the cache under a commit's name is complete, file by file; downloads side by side wait for each other.
+        return Path(huggingface_hub.snapshot_download(name, revision=found.sha, allow_patterns=[glob.escape(n) for n in wanted]))
+    except errors.GatedRepoError as error:
+        raise BadInput(f"the hub does not let us have {name}: accept its licence there, and set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise BadInput(f"the hub has no revision {revision} of {name}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise BadInput(f"the hub has no model {name}, or it is private: check the name, set HF_TOKEN") from error
+    except unreachable as error:
+        if (response := getattr(error, "response", None)) is not None and response.status_code in (401, 403):
+            raise BadInput(
+                f"the hub does not take HF_TOKEN for {name} (status {response.status_code}): make a new one"
+            ) from error
+        return cached(name, revision, error)
+
+
+def cached(name: str, revision: str | None, why: Exception) -> Path:
+    """What is here of a hub model that cannot be asked for now: that commit, or the newest; whether it is whole is seen later."""
+    from huggingface_hub import constants
+
+    store = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    ref = store / "refs" / (revision or "main")
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = [index.parent for index in store.glob(f"snapshots/{commit or '*'}/{INDEX}")]
+    if not found:
+        raise Unavailable(f"the base {name} is not on this disk and could not be downloaded: {why}") from why
+    print(f"base: the hub cannot be asked for {name} now, it is taken from the cache", flush=True)
+    return max(found, key=lambda folder: folder.stat().st_mtime)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -166,22 +232,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def from_folder(path: Path, name: str, kind: Kind) -> Base:
-    """A diffusers folder; refused when its classes or its configuration are of another family."""
-    pipeline = str(read_json(path / "model_index.json").get("_class_name", "an unknown model"))
+    """A diffusers folder; refused when its classes or its configuration are of another family, or files are missing."""
+    pipeline = str(read_json(path / INDEX).get("_class_name", "an unknown model"))
     config = read_json(path / kind.net / "config.json") if (path / kind.net).is_dir() else {}
     if reason := kind.foreign(pipeline, config):
-        raise BadInput(f"the base {name} is not {kind.name}: {path / 'model_index.json'} says {pipeline}, {reason}")
-    weights = {part: sorted((path / part).glob("*.safetensors")) for part in kind.weights}
-    if empty := [part for part, files in weights.items() if not files]:
+        raise BadInput(f"the base {name} is not {kind.name}: {path / INDEX} says {pipeline}, {reason}")
+    files = chosen_files(local_files(path), kind)
+    weights = {part: [f for f in files if f.startswith(f"{part}/") and f.endswith(".safetensors")] for part in kind.weights}
+    if empty := [part for part, found in weights.items() if not found]:
         raise BadInput(f"the base {name} has no .safetensors weights in {', '.join(str(path / part) for part in empty)}")
-    half = all(".fp16" in file.name for file in weights[kind.net])
-    return Base(
-        path,
-        name,
-        digest_of([*path.glob("*/*.json"), *(f for files in weights.values() for f in files)], path),
-        "fp16" if half else None,
-        kind,
-    )
+    check_shards(path, name, files)
+    half = ".fp16" in weights[kind.net][0]
+    known = [path / file for file in files if file.endswith((".json", ".safetensors"))]
+    return Base(path, name, digest_of(known, path), "fp16" if half else None, kind)
+
+
+def check_shards(path: Path, name: str, files: Collection[str]) -> None:
+    """Refuse weights in shards of which some are missing, as after a copy or a download that broke off."""
+    for index in (file for file in files if ".safetensors.index." in file):
+        folder = index.split("/")[0]
+        there = {file for file in files if file.startswith(f"{folder}/") and file.endswith(".safetensors")}
+        named = {f"{folder}/{shard}" for shard in read_json(path / index).get("weight_map", {}).values()}
+        applies = (".fp16." in index) == any(".fp16" in file for file in there)
+        if applies and (missing := sorted(named - there)):
+            raise BadInput(f"the base {name} is not complete: {path / missing[0]} is missing, which {path / index} names")
 
 
 def read_header(path: Path) -> dict[str, Any]:

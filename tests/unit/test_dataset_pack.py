@@ -225,6 +225,20 @@ async def test_what_is_not_there_is_refused(tmp_path: Path, cache: Cache, source
         await pack(str(tmp_path / source), cache)
 
 
+async def test_weights_in_one_file_are_a_tree_of_that_file(tmp_path: Path, cache: Cache) -> None:
+    """Under the name that was given, also where that is a link; nothing beside it is shipped, and a change of it is noticed."""
+    (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "model.safetensors").symlink_to("blob")
+    given = await pack(str(tmp_path / "model.safetensors"), cache)
+    assert (given.files, given.size > 7) == (1, True)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "model.safetensors").write_bytes(b"weights")
+    assert (await pack(str(alone), cache)).digest == given.digest
+    (tmp_path / "blob").write_bytes(b"others")
+    assert (await pack(str(tmp_path / "model.safetensors"), cache)).digest != given.digest
+
+
 async def test_another_kind_of_file_is_refused(tmp_path: Path, cache: Cache) -> None:
     """A file that is no archive is refused."""
     (tmp_path / "notes.txt").write_text("x")

@@ -13,6 +13,7 @@ import pytest
 from remote_trainer.errors import NotFound, RecipeError
 from remote_trainer.model import OutputKind
 from remote_trainer.recipe.load import load_recipe, validate
+from remote_trainer.recipe.recipe import HubRule
 from remote_trainer.recipe.schema import load_schema
 from remote_trainer.recipe.source import MAX_BYTES, read_source
 
@@ -52,6 +53,9 @@ def test_every_field_arrives() -> None:
     assert recipe.environment == {"COUNT": "3", "FLAG": "true", "RATE": "{{ rate }}"}
     assert [rule.name for rule in recipe.inputs] == ["dataset", "base", "spare"]
     assert (recipe.inputs[0].required, recipe.inputs[1].parameter) == (True, "base")
+    hub = recipe.inputs[1].hub
+    assert hub == HubRule(folders=("unet", "vae"), pipelines=("*XL*",)) and recipe.inputs[2].hub is None
+    assert recipe.writes_gb == "{{ 20 if text else 2 }}"
     assert recipe.secrets[0].required and recipe.secrets[1].name == "OTHER"
     few, empty = recipe.presets
     assert (few.name, few.values["size"].when, few.advice[0].when) == ("few", "images > 1", "images < 3")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from remote_trainer import effects as fx
 from remote_trainer import errors
 from remote_trainer.effects import Severity
-from remote_trainer.model import Attempt, Input, Job, JobId, Pattern, Plan, PlannedStep, Reason, StepRun
+from remote_trainer.model import Attempt, HubModel, Input, Job, JobId, Pattern, Plan, PlannedStep, Reason, StepRun
 from remote_trainer.policy import Policy
 from remote_trainer.worker.identity import holder, is_dead, tells
 from remote_trainer.worker.metrics import LineReader, PatternReader, read_json_line
@@ -65,6 +65,7 @@ def judged(
         (fx.Create("l"), errors.Ambiguous("x"), False, Severity.RETRY, Reason.INTERNAL),
         (fx.Create("l"), errors.Permanent("x"), False, Severity.UNSUITABLE, Reason.PROVISIONING_FAILED),
         (fx.ChooseOffer(), errors.NoCapacity("x"), False, Severity.RETRY, Reason.NO_CAPACITY),
+        (fx.ChooseOffer(), errors.ModelRefused("x"), False, Severity.FATAL, Reason.MODEL_REFUSED),
         (fx.ShipInputs("l", None), errors.DatasetError("x"), True, Severity.FATAL, Reason.TRANSFER_FAILED),
         (fx.ShipInputs("l", None), errors.DigestMismatch("x"), True, Severity.RETRY, Reason.INTERNAL),
     ],
@@ -127,14 +128,17 @@ def test_repeated_failures_wait_longer_up_to_a_cap() -> None:
 # ----------------------------------------------------------------------------------------------------------------- script
 
 
-def run_script(folder: Path, run: str, **step: object) -> str:
-    """Run a step's script as the supervisor would and return what it prints."""
+def run_script(
+    folder: Path, run: str, models: tuple[HubModel, ...] = (), host: dict[str, str] | None = None, **step: object
+) -> str:
+    """Run a step's script as the supervisor would, in the host's environment, and return what it prints."""
     plan_step = PlannedStep(name="s", run=run, **step)  # type: ignore[arg-type]
     given_input = Input(name="dataset", source="x", digest="d" * 64, size=1, files=1, chunks=())
-    plan = Plan(tool="t@1", parameters={}, steps=(plan_step,))
+    plan = Plan(tool="t@1", parameters={}, steps=(plan_step,), models=models)
     job = Job(id=JobId("j1"), name="j1", plan=plan, driver="local", created_at=NOW, inputs=(given_input,))
     text = step_script(job, Attempt(number=2, label="l", started_at=NOW), plan_step, StepRun(name="s", number=3))
     environment = {"PATH": os.environ["PATH"], "RT_ROOT": str(folder / "root"), "RT_WORK": str(folder / "work")}
+    environment |= {"HOME": str(folder / "home"), **(host or {})}
     done = subprocess.run(["sh"], input=text.encode(), env=environment, capture_output=True, check=True)
     return done.stdout.decode()
 
@@ -146,6 +150,22 @@ def test_a_step_finds_everything_in_its_environment(tmp_path: Path) -> None:
     assert f"RT_METRICS={tmp_path}/work/metrics.jsonl" in out
     assert "RT_ATTEMPT=2" in out and "RT_TRY=3" in out
     assert out.strip().endswith("work/sub/dir")
+
+
+def test_jobs_share_what_they_fetch_from_the_hub_below_our_folder(tmp_path: Path) -> None:
+    """A step finds its model by name and commit, and the hub's cache on the disk that was measured.
+
+    Unless the host keeps one elsewhere, by its environment, or in the home with that very model; the hub is the host's own, else ours.
+    """
+    models = (HubModel(input="base", name="acme/m", revision="c0ffee", folders=("unet",), endpoint="http://mirror/$x"),)
+    run = 'echo "$RT_BASE ${HF_HUB_CACHE:-none} $HF_ENDPOINT"'
+    assert run_script(tmp_path, run, models) == f"acme/m@c0ffee {tmp_path}/root/hub http://mirror/$x\n"
+    assert run_script(tmp_path, run, models, {"HF_HOME": "/big"}) == "acme/m@c0ffee none http://mirror/$x\n"
+    own = {"HF_HUB_CACHE": "/big/hub", "HF_ENDPOINT": "http://own"}
+    assert run_script(tmp_path, run, models, own) == "acme/m@c0ffee /big/hub http://own\n"
+    (tmp_path / "home" / ".cache" / "huggingface" / "hub" / "models--acme--m").mkdir(parents=True)
+    assert run_script(tmp_path, run, models) == "acme/m@c0ffee none http://mirror/$x\n"
+    assert run_script(tmp_path, 'echo "${HF_HUB_CACHE:-none}"') == "none\n"
 
 
 @given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=60))
