@@ -28,6 +28,7 @@ from lora.base import Base
 from lora.data import Photo
 from lora.ends import BadInput
 from lora.family import Family
+from lora.files import shown
 from lora.images import load_mask, load_pixels
 from lora.options import Options
 
@@ -135,7 +136,7 @@ def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, s
         pixels = torch.from_numpy(np.array(load_pixels(photo))).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
         tensors = cache.family.encode_pixels(vae, pixels)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise BadInput(f"{photo.path} encodes to values that are not numbers; the image or the base model's VAE is damaged")
+            raise BadInput(f"{shown(photo.path)} encodes to values that are not numbers; the image or the base model's VAE is damaged")
         if photo.mask:
             tensors["mask"] = shrunk_mask(photo, cache.options.masks, tensors["mean"])
         write_entry(cache.image_path(photo), tensors)

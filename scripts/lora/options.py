@@ -232,6 +232,8 @@ class Options(Settings):
                 found.append(f"{shown} is {size}, it must be at least --bucket-step, {self.bucket_step}")
             elif not low <= size <= high:
                 found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
+        if self.prior and self.prior_prompt:
+            found.append("--prior is a folder of prior images and --prior-prompt lets the base make them: give one of the two")
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name.startswith("."):
             found.append(f"--name is {self.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
         return found
@@ -239,6 +241,9 @@ class Options(Settings):
     def fingerprint(self) -> dict[str, Any]:
         """The values that decide what is learnt: a checkpoint only continues under the same ones."""
         decisive = {name: getattr(self, name) for name, (_, _, about) in flags(type(self)).items() if not about.free}
+        if self.prior_prompt:
+            # The base makes the prior images as it makes samples.
+            decisive |= {name: getattr(self, name) for name in ("sample_steps", "sample_guidance")}
         # More steps at a constant rate are the same training, longer.
         # What auto stands for, and how many passes all ranks make, is added where it is known.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
