@@ -130,7 +130,9 @@ def look(path: Path, options: Options, prior: bool) -> Look:
         bucket = bucket_of(size, options.resolution, options)
         if (share := shown_share(size, bucket)) < SHOWN_AT_LEAST:
             cut = f"its bucket, {bucket[0]}×{bucket[1]}, would show only {share:.0%} of it"
-            raise ValueError(f"it is {size[0]}×{size[1]} px: {cut}; crop it, or allow longer buckets (--bucket-min, --bucket-max)")
+            raise ValueError(
+                f"it is {size[0]}×{size[1]} px: {cut}; crop it, or allow longer buckets (--bucket-min, --bucket-max)"
+            )
         mask = digest(mask_file(path)) if masked and masks == "files" else "alpha" * masked
         return Look(size, digest(path), mask)
     except (OSError, ValueError) as error:

@@ -42,7 +42,7 @@ def open_image(path: Path) -> tuple[Image.Image, int]:
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
             return ImageOps.exif_transpose(image), pages
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file makes them stumble over
+    except Exception as error:
         raise ValueError(f"it cannot be read as an image ({shown(error) or type(error).__name__})") from error
 
 

@@ -24,7 +24,9 @@ def report(options: Options, photos: Sequence[Photo]) -> list[str]:
     sizes = Counter(dict.fromkeys(sorted({photo.bucket for photo in own}), 0))
     for photo in own:
         sizes[photo.bucket] += photo.repeats
-    per_epoch = sum(math.ceil(count / options.batch_size) for count in sizes.values()) * (2 if prior or options.prior_prompt else 1)
+    per_epoch = sum(math.ceil(count / options.batch_size) for count in sizes.values()) * (
+        2 if prior or options.prior_prompt else 1
+    )
     steps = per_epoch / options.grad_accumulation
     listed = ", ".join(f"{width}×{height}: {count}" for (width, height), count in sizes.most_common(SHOWN_BUCKETS))
     lines = [
