@@ -51,6 +51,8 @@ class Photo:
     """Digest of what says where the image counts; empty if all of it does."""
     prior: bool = False
     """Whether it shows what the base knows already and should not forget."""
+    made: bool = False
+    """Whether the base made it: then the settings say what it is, and its bytes may differ from machine to machine."""
     mirrored: bool = False
 
     def placement(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -105,8 +107,13 @@ def image_paths(folder: Path, options: Options, flag: str) -> list[Path]:
 
 def survey(options: Options) -> list[Photo]:
     """The dataset and, if there are any, the prior images."""
-    photos = survey_folder(options, Path(options.dataset), prior=False)
-    return photos + survey_folder(options, Path(options.prior), prior=True) if options.prior else photos
+    photos = survey_folder(options, options.dataset, "dataset")
+    return photos + survey_folder(options, options.prior, "prior") if options.prior else photos
+
+
+def survey_folder(options: Options, name: str, flag: str) -> list[Photo]:
+    """The images of a folder that a flag names."""
+    return survey_paths(options, Path(name), image_paths(Path(name), options, flag), prior=flag == "prior")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +146,8 @@ def look(path: Path, options: Options, prior: bool) -> Look:
         return Look(fault=str(error))
 
 
-def survey_folder(options: Options, folder: Path, prior: bool) -> list[Photo]:
-    """The images of a folder; all faults of a kind are collected before one error is raised."""
-    paths = image_paths(folder, options, "prior" if prior else "dataset")
+def survey_paths(options: Options, folder: Path, paths: Sequence[Path], prior: bool) -> list[Photo]:
+    """These images of a folder; all faults of a kind are collected before one error is raised."""
     captions: dict[Path, str] = {}
     unreadable = []
     metadata, broken = read_metadata(folder)
@@ -245,9 +251,9 @@ def digest(path: Path) -> str:
 
 
 def dataset_digest(photos: Sequence[Photo]) -> str:
-    """Identity of what is learnt from: the images' bytes, masks and captions, whatever their names."""
+    """Identity of what is learnt from: the images' bytes, masks and captions, whatever their names; not of what the base made."""
     lines = []
-    for photo in photos:
+    for photo in (photo for photo in photos if not photo.made):
         more = [photo.mask, f"x{photo.repeats}" * (photo.repeats > 1), "prior" * photo.prior]
         lines.append(" ".join([photo.sha256, photo.caption, *(word for word in more if word)]))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -23,7 +23,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation
+from lora import about, adapters, checkpoint, export, optimisation, prior
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -43,11 +43,13 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     if options.threads:
         torch.set_num_threads(options.threads)
     optimisation.check(options)
+    adapters.check(base, kind, options)
     device, dtype = choose_device(options)
-    learned, watched = split(photos, options.val_fraction, options.seed)
-    prompts = prompts_of(options, learned)
     cache = Cache(options.cache_dir, base, kind, options)
     try:
+        photos = [*photos, *prior.images(cache, device, dtype, stopping)]
+        learned, watched = split(photos, options.val_fraction, options.seed)
+        prompts = prompts_of(options, learned)
         fill(cache, *to_encode(options, photos, prompts), device, stopping)
         model = prepare(options, kind(base, options, device, dtype))
         run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)

@@ -39,18 +39,24 @@ class Sampler:
                 continue
             stopping()
             part = path.with_name(f".{path.name}.part")
-            self._image(family, prompt, number).save(part, format="PNG")
+            picture(self.pixels(family, prompt, generator(self.options.seed, number, 2))).save(part, format="PNG")
             part.replace(path)
         return paths
 
-    def _image(self, family: Family, prompt: str, number: int) -> Image.Image:
-        draw = generator(self.options.seed, number, 2)
+    @torch.no_grad()
+    def pixels(self, family: Family, prompt: str, draw: torch.Generator) -> torch.Tensor:
+        """One picture of a prompt, (3, h, w) in -1..1."""
+        family.learn(False)
         latents = family.denoise(family.texts(self.cache, ["", prompt]), self.size, draw)
         if self._vae is None:
             self._vae = self.cache.base.load("vae", family.dtype).to(family.device)
-        pixels = family.decode(self._vae, latents.to(family.dtype))
-        levels = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(levels.permute(1, 2, 0).numpy())
+        return family.decode(self._vae, latents.to(family.dtype)).float().cpu()
+
+
+def picture(pixels: torch.Tensor) -> Image.Image:
+    """Pixels as an image."""
+    levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def prompts_of(options: Options, photos: Sequence[Photo]) -> list[str]:
