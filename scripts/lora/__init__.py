@@ -1,7 +1,7 @@
 """What all LoRA trainers share. A family, such as scripts/sdxl_lora, brings the rest: its flags, its base model and its arithmetic.
 
     program    the command line's course: check what is cheap, then load torch and train
-    options    the flags                           presets      values by the number of images, with reasons
+    options    the flags; flags: how one is declared   presets  values by the number of images, with reasons
     ends       the exit codes                      base         the model on this disk, known by content
     data       the images' buckets and order       images       image files and masks
     captions   captions and their tags             report       what the dataset amounts to
@@ -9,8 +9,11 @@
     adapters   LoRA, DoRA, LoHa, LoKr              cache, kept  encoded images and captions, on disk and in memory
     files      folders and names from outside      prior        prior images that the base makes itself
     loss       what is learnt from                 optimisation optimisers, schedules, the average
-    loop       prepare, resume, step, watch        checkpoint   folders that count only once verified
-    sampling   pictures on the way                 export       the finished files, read back; kohya, about: their format
+    loop       encode, prepare, run, export        run          the steps, and what is done between them
+    watch      spikes and plateaus                 ranks        several processes that train as one
+    metrics    the numbers as they come            laps         where the time before the first step goes
+    checkpoint folders that count only once verified   sampling pictures on the way
+    export     the finished files, read back; kohya, about: their format
 
 Editing rules: nothing here names a family; runs alone on the rented machine, with no part of remote_trainer.
 """

@@ -36,7 +36,8 @@ class Kept:
     """The entries by their files; the default room is a quarter of what is available, shared by the processes of a training."""
 
     def __init__(self, room: int | None = None) -> None:
-        self.room = available() // SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if room is None else room
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+        self.room = available() // SHARE // processes if room is None else room
         self._entries: dict[Path, Tensors] = {}
 
     def read(self, path: Path, device: torch.device) -> Tensors:

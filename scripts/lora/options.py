@@ -234,6 +234,12 @@ class Options(Settings):
                 found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
         if self.prior and self.prior_prompt:
             found.append("--prior is a folder of prior images and --prior-prompt lets the base make them: give one of the two")
+        if self.plateau != "none" and not self.val_every:
+            found.append(f"--plateau {self.plateau} needs --val-every: a plateau is seen by validations")
+        if self.network == "dora" and self.quantize not in ("auto", "none"):
+            found.append(
+                f"--quantize {self.quantize} with --network dora: its strengths are those of exact weights; use lora, loha or lokr"
+            )
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name.startswith("."):
             found.append(f"--name is {self.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
         return found
@@ -245,6 +251,8 @@ class Options(Settings):
             # The base makes the prior images as it makes samples.
             decisive |= {name: getattr(self, name) for name in ("sample_steps", "sample_guidance")}
         # More steps at a constant rate are the same training, longer.
+        if self.plateau != "none":
+            decisive["val_every"] = self.val_every
         # What auto stands for, and how many passes all ranks make, is added where it is known.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
 

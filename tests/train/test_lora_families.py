@@ -173,6 +173,7 @@ def test_dropout_is_for_learning_alone(network: str, bases: Callable[[str], Path
     from lora.cache import Cache, fill
     from lora.data import survey
     from lora.loss import training_loss, validation_loss
+    from lora.ranks import Ranks
 
     more = {
         "dataset": photographs,
@@ -197,7 +198,7 @@ def test_dropout_is_for_learning_alone(network: str, bases: Callable[[str], Path
 
         def ask(position: int) -> tuple[float, float]:
             if position < 0:
-                return validation_loss(model, entries, photos, 42), 0.0
+                return validation_loss(model, entries, photos, 42, Ranks()), 0.0
             if position > 100:
                 model.net.enable_gradient_checkpointing()
             loss = training_loss(model, entries, photos, options, position % 100)
