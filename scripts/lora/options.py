@@ -232,6 +232,8 @@ class Options(Settings):
                 found.append(f"{shown} is {size}, it must be at least --bucket-step, {self.bucket_step}")
             elif not low <= size <= high:
                 found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
+        if self.prior_prompt and not self.prior_prompt.strip():
+            found.append("--prior-prompt is blank: say what the prior images are to show, or leave it out")
         if self.prior and self.prior_prompt:
             found.append("--prior is a folder of prior images and --prior-prompt lets the base make them: give one of the two")
         if self.plateau != "none" and not self.val_every:

@@ -45,6 +45,7 @@ def images(cache: Cache, settled: Settled, ranks: Ranks, stopping: Callable[[], 
         folder.mkdir(parents=True, exist_ok=True)
         make(plain, settled, {number: paths[number] for number in lacking}, stopping)
     ranks.wait()
+    options = dataclasses.replace(options, min_image=1)  # that is asked of what somebody gave
     return [dataclasses.replace(photo, made=True) for photo in survey_paths(options, folder, paths, prior=True)]
 
 
