@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -236,24 +237,30 @@ def test_a_full_disk_leaves_what_was_whole(train: Train, tmp_path: Path) -> None
     from lora.checkpoint import newest
     from safetensors import SafetensorError
 
-    options = {"steps": 2, "checkpoint_every": 1, "metrics": tmp_path / "metrics.jsonl", "targets": "attention"}
+    options = {"steps": 2, "checkpoint_every": 1, "targets": "attention", "no_tensorboard": True}
+    options["metrics"] = tmp_path / "metrics.jsonl"
+    whole = train("sd15", **options, output=tmp_path / "whole")
     with small_disk(tmp_path / "disk", "100m") as disk:
-        for step in (1, 2):
-            checkpoint = disk / "checkpoints" / f"step-{step:06d}"
 
-            def full(checkpoint: Path = checkpoint) -> None:
-                if checkpoint.exists() and not (disk / "fill").exists():
-                    fill(disk)
+        def full() -> None:
+            if (disk / "checkpoints" / "step-000001").exists() and not (disk / "fill").exists():
+                fill(disk)
 
+        def fails(stopping: Callable[[], None], last: str) -> None:
             with pytest.raises((OSError, SafetensorError), match="No space left"):
-                train("sd15", full, **options, output=disk)
+                train("sd15", stopping, **options, output=disk)
             found = newest(disk / "checkpoints")
-            assert found is not None and found.path == checkpoint
+            assert found is not None and found.path.name == last
             assert [path.name for path in disk.rglob("*") if path.name.startswith(".") or path.suffix == ".part"] == []
-            assert list(disk.glob("final/*")) == []
-            (disk / "fill").unlink()
+
+        fails(full, "step-000001")
+        (disk / "fill").unlink()
+        shutil.rmtree(train("sd15", **options, output=disk) / "final")
+        fill(disk)
+        fails(lambda: None, "step-000002")
+        assert list(disk.glob("final/*")) == []
+        (disk / "fill").unlink()
         train("sd15", **options, output=disk)
-        whole = train("sd15", **options, output=tmp_path / "whole")
         for path in whole.glob("final/*.safetensors"):
             assert (disk / "final" / path.name).read_bytes() == path.read_bytes()
 
