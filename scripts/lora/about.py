@@ -36,6 +36,7 @@ def network(options: Options) -> dict[str, Any]:
         "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
         "ss_network_dim": options.rank,
         "ss_network_alpha": options.alpha,
+        "ss_network_dropout": options.dropout or None,
         "ss_network_args": json.dumps({**algorithm, **wide}),
     }
 

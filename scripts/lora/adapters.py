@@ -1,5 +1,6 @@
 """The small networks that learn beside the frozen weights: LoRA, DoRA, LoHa and LoKr, on the layers that --targets names.
 
+    check(base, …)            refuses targets and ranks that the base's layers do not allow, before it is loaded
     attach(family, options)   one adapter on each part that learns; always the same first weights for the same seed
     layers(part)              the layers that learn, by name
     updates(part)             what they add to the weights
@@ -12,6 +13,7 @@ Editing rules: adapters are fp32 whatever the frozen weights are; the order of c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +23,9 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 
+from lora.base import Base
 from lora.ends import BadInput
 from lora.family import Family
 from lora.options import Options, UnetOptions
@@ -48,11 +52,19 @@ def wide_endings(part: torch.nn.Module, targets: Sequence[str]) -> list[str]:
 
 def settings(options: Options, part: torch.nn.Module, targets: Sequence[str], rank: int, alpha: float) -> dict[str, Any]:
     """What PEFT is told of one part, whatever the network."""
-    common: dict[str, Any] = {"r": rank, "target_modules": list(targets)}
+    common: dict[str, Any] = {"r": rank, "target_modules": list(targets), **dropout(options)}
     if isinstance(options, UnetOptions) and options.conv_rank and (wide := wide_endings(part, targets)):
         common["rank_pattern"] = dict.fromkeys(wide, options.conv_rank)
         common["alpha_pattern"] = dict.fromkeys(wide, options.conv_alpha or alpha * options.conv_rank / rank)
     return {**common, "alpha" if options.network in LYCORIS else "lora_alpha": alpha}
+
+
+def dropout(options: Options) -> dict[str, Any]:
+    """--dropout as each kind of network has it: LoRA and DoRA leave out inputs of their layers, LoHa and LoKr outputs."""
+    if options.network == "lokr":
+        # What is left counts for what is left out, as everywhere else.
+        return {"rank_dropout": options.dropout, "rank_dropout_scale": True}
+    return {"rank_dropout" if options.network == "loha" else "lora_dropout": options.dropout}
 
 
 def configuration(options: Options, common: Mapping[str, Any]) -> PeftConfig:
@@ -62,24 +74,71 @@ def configuration(options: Options, common: Mapping[str, Any]) -> PeftConfig:
     return LoraConfig(use_dora=options.network == "dora", **common)
 
 
+def sizes(options: Options, family: Family | type[Family], net: bool) -> tuple[Sequence[str], int, float]:
+    """(how the names of the layers end that learn, their rank, their alpha) in the net or in a text encoder."""
+    if net:
+        return family.TARGETS[options.targets], options.rank, options.alpha
+    rank = options.text_rank or options.rank
+    return TEXT_TARGETS, rank, options.text_alpha or options.alpha * rank / options.rank
+
+
+def check(base: Base, family: type[Family], options: Options) -> None:
+    """Refuse what a base's layers do not allow by the headers of its files; a single file is looked at once it is loaded."""
+    if base.path.is_file():
+        return
+    for part in (base.kind.net, *(family.LEARNING_TEXTS if options.text_lr else ())):
+        shapes = {}
+        for path in (base.path / part).glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118 - it is no mapping
+                shapes |= {name.removesuffix(".weight"): file.get_slice(name).get_shape() for name in names}
+        refuse(shapes, options, family, part == base.kind.net)
+
+
+def shape_of(module: torch.nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, even if it is held packed."""
+    if isinstance(module, torch.nn.Linear):
+        return module.out_features, module.in_features
+    weight = getattr(module, "weight", None)
+    return () if weight is None else tuple(weight.shape)
+
+
+def refuse(shapes: Mapping[str, Sequence[int]], options: Options, family: Family | type[Family], net: bool) -> None:
+    """BadInput where no layer of a part is a target, or one is smaller than the rank; a LoKr so large is a whole matrix instead."""
+    targets, rank, _ = sizes(options, family, net)
+    chosen = {n: shape for n, shape in shapes.items() if len(shape) > 1 and ends_so(n, targets) and n != family.EXCLUDED}
+    if not chosen:
+        raise BadInput(f"--targets {options.targets}: the base has no layer that ends in {', '.join(targets)}")
+    if options.network == "lokr":
+        return
+    flag = "--rank" if net or not options.text_rank else "--text-rank"
+    conv_rank = getattr(options, "conv_rank", 0)
+    for name, (rows, *inputs) in chosen.items():
+        asked, most = (flag, rank), min(rows, math.prod(inputs))
+        if conv_rank and max(inputs[1:], default=1) > 1:
+            asked = "--conv-rank", conv_rank
+        if asked[1] > most:
+            shape = f"{rows} outputs and {math.prod(inputs)} inputs"
+            raise BadInput(
+                f"{asked[0]} is {asked[1]}: the base's layer {name} has {shape}, and no update of it a rank above {most}"
+            )
+
+
 def attach(family: Family, options: Options) -> None:
     """Add the adapters; their first weights follow from the seed."""
     torch.manual_seed(options.seed)
     for part in family.parts().values():
-        if part is family.net:
-            targets, rank, alpha = family.TARGETS[options.targets], options.rank, options.alpha
-        else:
-            rank = options.text_rank or options.rank
-            targets, alpha = TEXT_TARGETS, options.text_alpha or options.alpha * rank / options.rank
-        if not any(ends_so(name, targets) for name, _ in part.named_modules()):
-            raise BadInput(f"--targets {options.targets}: the base has no layer that ends in {', '.join(targets)}")
-        if part is family.net and ends_so(family.EXCLUDED, targets):
+        net = part is family.net
+        refuse({name: shape_of(module) for name, module in part.named_modules() if shape_of(module)}, options, family, net)
+        targets, rank, alpha = sizes(options, family, net)
+        if net and ends_so(family.EXCLUDED, targets):
             targets = [name for name, _ in part.named_modules() if ends_so(name, targets) and name != family.EXCLUDED]
         common = settings(options, part, targets, rank, alpha)
         inject_adapter_in_model(configuration(options, common), part, ADAPTER)
         for parameter in part.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        part.eval()  # new modules begin as learning ones, whatever they were added to
 
 
 def layers(part: torch.nn.Module) -> dict[str, Any]:

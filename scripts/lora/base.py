@@ -227,7 +227,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the model, or BadInput that names it."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"the base model's {path} cannot be read: {error}") from error
 
 

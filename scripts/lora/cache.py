@@ -1,7 +1,8 @@
 """Encoded images and captions on disk, so that the VAE and the text encoders run once and then leave the GPU.
 
     fill(cache, photos, captions, …)   encodes what is missing; a second run with the same base and images encodes nothing
-    Cache.images(…), Cache.text(…)     the tensors of a pass
+    missing(…), encode(…)              its two halves: processes that train together encode a share each of what is missing
+    Cache.images(…), Cache.text(…)     the tensors of a pass, read once and then kept in memory (kept.py)
 
 Each entry is one safetensors file, named by everything it depends on: content, size, base model and the version of this code.
 An image is kept as the mean and deviation of its latent distribution, and a sample of it is drawn at each step.
@@ -14,25 +15,29 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lora.base import Base
 from lora.data import Photo
 from lora.ends import BadInput
 from lora.family import Family
-from lora.images import load_mask, load_pixels
+from lora.files import shown
+from lora.images import load_mask, load_pixels, quiet
+from lora.kept import Kept, Tensors
 from lora.options import Options
 
 VERSION = "1"
-Tensors = dict[str, torch.Tensor]
+AHEAD = 4
 Item = TypeVar("Item")
 
 
@@ -44,6 +49,7 @@ class Cache:
     base: Base
     family: type[Family]
     options: Options
+    kept: Kept = field(default_factory=Kept, repr=False)
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -70,11 +76,11 @@ class Cache:
         """The embeddings of a caption, without a first dimension."""
         if not self.encoders:
             return {}
-        return {key: value.float() for key, value in load_file(self.text_path(caption), device=str(device)).items()}
+        return {key: value.float() for key, value in self.kept.read(self.text_path(caption), device).items()}
 
     def images(self, photos: Sequence[Photo], device: torch.device) -> Tensors:
         """Stacked entries: mean and std (n, c, h, w), and with masks the weight of each place (n, 1, h, w)."""
-        rows = [load_file(self.image_path(photo), device=str(device)) for photo in photos]
+        rows = [self.kept.read(self.image_path(photo), device) for photo in photos]
         if self.options.masks != "none":
             floor = self.options.mask_background
             for row in rows:
@@ -93,52 +99,89 @@ def readable(path: Path) -> bool:
 
 
 def write_entry(path: Path, tensors: Tensors) -> None:
-    """Write an entry so that a reader sees all of it or none."""
+    """Write an entry so that a reader sees all of it or none; where there is no room for it, nothing of it stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
-    os.replace(part, path)
+    try:
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def counted(items: Sequence[Item], what: str, stopping: Callable[[], None]) -> Iterator[Item]:
+def counted(
+    items: Sequence[Item], what: str, stopping: Callable[[], None], verbs: tuple[str, str] = ("encoding", "encoded")
+) -> Iterator[Item]:
     """The items, with a progress line every few seconds; `stopping` raises when the training is to end."""
     started = last = time.monotonic()
     for number, item in enumerate(items):
         stopping()
         yield item
         if (now := time.monotonic()) - last > 5:
-            print(f"encoding {what} {number + 1}/{len(items)}", flush=True)
+            print(f"{verbs[0]} {what} {number + 1}/{len(items)}", flush=True)
             last = now
     if items:
-        print(f"encoded {len(items)} {what} in {time.monotonic() - started:.1f} s", flush=True)
+        print(f"{verbs[1]} {len(items)} {what} in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def missing(cache: Cache, photos: Sequence[Photo], captions: Sequence[str]) -> tuple[list[Photo], list[str]]:
+    """The images and captions that the cache lacks, each once."""
+    images = {cache.image_path(photo): photo for photo in photos}
+    texts = {cache.text_path(caption): caption for caption in captions} if cache.encoders else {}
+    return [images[path] for path in images if not readable(path)], [texts[path] for path in texts if not readable(path)]
+
+
+def encode(
+    cache: Cache, images: Sequence[Photo], captions: Sequence[str], device: torch.device, stopping: Callable[[], None]
+) -> None:
+    """Encode these; models that are not needed are not loaded."""
+    with torch.inference_mode():
+        if images:
+            encode_images(cache, images, device, stopping)
+        if captions:
+            encode_texts(cache, captions, device, stopping)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def fill(
     cache: Cache, photos: Sequence[Photo], captions: Sequence[str], device: torch.device, stopping: Callable[[], None]
 ) -> None:
-    """Encode what the cache lacks; models that are not needed are not loaded."""
-    images = [photo for photo in photos if not readable(cache.image_path(photo))]
-    texts = [caption for caption in dict.fromkeys(captions) if not readable(cache.text_path(caption))]
-    with torch.inference_mode():
-        if images:
-            encode_images(cache, images, device, stopping)
-        if texts and cache.encoders:
-            encode_texts(cache, texts, device, stopping)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    """Encode what the cache lacks."""
+    encode(cache, *missing(cache, photos, captions), device, stopping)
 
 
 def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, stopping: Callable[[], None]) -> None:
-    """One photo at a time in fp32: SDXL's VAE overflows in half precision."""
+    """One photo at a time in fp32: SDXL's VAE overflows in half precision. The next ones are decoded meanwhile."""
     vae = cache.base.load("vae", torch.float32).to(device)
-    for photo in counted(photos, "images", stopping):
-        pixels = torch.from_numpy(np.array(load_pixels(photo))).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
-        tensors = cache.family.encode_pixels(vae, pixels)
-        if not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise BadInput(f"{photo.path} encodes to values that are not numbers; the image or the base model's VAE is damaged")
-        if photo.mask:
-            tensors["mask"] = shrunk_mask(photo, cache.options.masks, tensors["mean"])
-        write_entry(cache.image_path(photo), tensors)
+    with quiet(), ThreadPoolExecutor(AHEAD) as pool:
+        for photo, levels in zip(counted(photos, "images", stopping), decoded(photos, pool), strict=True):
+            pixels = torch.from_numpy(levels).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
+            tensors = cache.family.encode_pixels(vae, pixels)
+            if not all(torch.isfinite(value).all() for value in tensors.values()):
+                raise BadInput(
+                    f"{shown(photo.path)} encodes to values that are not numbers; the image or the base model's VAE is damaged"
+                )
+            if photo.mask:
+                tensors["mask"] = shrunk_mask(photo, cache.options.masks, tensors["mean"])
+            write_entry(cache.image_path(photo), tensors)
+
+
+def decoded(photos: Sequence[Photo], pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
+    """The pixels of each photo (h, w, 3), a few made ahead: a GPU encodes faster than one thread decodes large files."""
+    waiting = deque(pool.submit(pixels_of, photo) for photo in photos[:AHEAD])
+    for number in range(len(photos)):
+        found = waiting.popleft().result()
+        waiting += [pool.submit(pixels_of, photo) for photo in photos[number + AHEAD : number + AHEAD + 1]]
+        yield found
+
+
+def pixels_of(photo: Photo) -> np.ndarray:
+    """The pixels of one photo; BadInput if the file is no longer what was examined."""
+    try:
+        return np.array(load_pixels(photo))
+    except ValueError as error:
+        raise BadInput(f"{shown(photo.path)}: {error}; was it changed after the start?") from error
 
 
 def shrunk_mask(photo: Photo, source: str, latents: torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,16 @@ Editing rules: standard library only; a caption's other orders follow from the c
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import random
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
+from lora.files import below, shown
 from lora.options import Options
 
 METADATA = "metadata.jsonl"
@@ -25,35 +29,76 @@ def repeats(path: Path) -> tuple[int, str]:
     return (int(match[1]), match[2].replace("_", " ")) if match else (1, "")
 
 
+def decoded(path: Path) -> str:
+    """The text of a file in UTF-8; ValueError says what it seems to be instead."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        seems = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "not UTF-8"
+        raise ValueError(f"it is {seems} (byte {error.start}: {error.reason}); save it as UTF-8") from error
+
+
+def plain(text: str) -> str:
+    """The text with single spaces; ValueError where it holds what no text does, as a file in UTF-16 or a binary one would."""
+    words = " ".join(text.split())
+    if odd := next((c for c in words if unicodedata.category(c) in ("Cc", "Cs")), None):
+        raise ValueError(f"it holds U+{ord(odd):04X}, which is no character of a text; save it as plain UTF-8")
+    return words
+
+
 def read_metadata(folder: Path) -> tuple[dict[Path, str], list[str]]:
     """(captions by image, what is wrong) of every metadata.jsonl below a folder: a JSON object a line with file_name and text."""
     found: dict[Path, str] = {}
     faults = []
-    for file in sorted(folder.rglob(METADATA)):
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-            place = f"{file.relative_to(folder)}:{number}"
+    for file in below(folder, METADATA.__eq__):
+        place = shown(file.relative_to(folder))
+        try:
+            lines = decoded(file).split("\n")
+        except ValueError as error:
+            faults.append(f"{place}: {error}")
+            continue
+        for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line) if line.strip() else None
+                if line.strip():
+                    image, text = read_line(line, file.parent)
+                    if image in found:
+                        raise ValueError(f"the image {shown(image.name)} has a caption in an earlier line")
+                    found[image] = text
             except ValueError as error:
-                faults.append(f"{place}: it is not JSON ({error})")
-                continue
-            if entry is None:
-                continue
-            text = next((entry[key] for key in COLUMNS if key in entry), None) if isinstance(entry, dict) else None
-            if not isinstance(text, str) or not isinstance(entry.get("file_name"), str):
-                faults.append(f"{place}: it needs file_name and one of {', '.join(COLUMNS)}, both text")
-            elif not (file.parent / entry["file_name"]).is_file():
-                faults.append(f"{place}: the image {entry['file_name']} is not there")
-            else:
-                found[file.parent / entry["file_name"]] = text
+                faults.append(f"{place}:{number}: {error}")
     return found, faults
 
 
+def read_line(line: str, folder: Path) -> tuple[Path, str]:
+    """(image, caption) of one line of metadata; ValueError says what is wrong with it."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    text = next((entry[key] for key in COLUMNS if key in entry), None) if isinstance(entry, dict) else None
+    if not isinstance(text, str) or not isinstance(entry.get("file_name"), str):
+        raise ValueError(f"it needs file_name and one of {', '.join(COLUMNS)}, both text")
+    image = Path(os.path.normpath(folder / entry["file_name"]))
+    if not os.path.isfile(image):
+        raise ValueError(f"the image {shown(entry['file_name'])} is not there")
+    return image, plain(text)
+
+
 def read_caption(path: Path, metadata: Mapping[Path, str]) -> str:
-    """The caption of an image: the text beside it, else that of metadata.jsonl, else its repeat folder's name, else nothing."""
+    """The caption of an image: the text beside it, else that of metadata.jsonl, else its repeat folder's name, else nothing.
+
+    What cannot be read is a ValueError or an OSError that names the file.
+    """
     beside = path.with_suffix(".txt")
-    text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else metadata.get(path, "")
-    return " ".join(text.split()) or repeats(path)[1]
+    try:
+        text = plain(decoded(beside)) if beside.is_file() else metadata.get(path, "")
+    except ValueError as error:
+        raise ValueError(f"{shown(beside.name)}: {error}") from error
+    try:
+        return text or plain(repeats(path)[1])
+    except ValueError as error:
+        raise ValueError(f"the folder's name: {error}") from error
 
 
 def with_trigger(text: str, trigger: str) -> str:

@@ -66,9 +66,21 @@ def sha256(path: Path) -> str:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of a step; one of that step that is there already is replaced."""
+    """Write the checkpoint of a step; one of that step that is there already is replaced. What cannot be written whole leaves nothing."""
     final, part = folder / name_of(step), folder / f".{name_of(step)}.part"
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        write(part, step, tensors, state)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync(folder)
+    return final
+
+
+def write(part: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
+    """A folder with everything in it, the manifest last, safe from a power cut."""
     part.mkdir(parents=True)
     for name, content in tensors.items():
         save_file({key: value.detach().contiguous().cpu() for key, value in content.items()}, part / f"{name}.safetensors")
@@ -80,10 +92,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2) + "\n", encoding="utf-8")
     sync(manifest)
     sync(part)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    sync(folder)
-    return final
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -14,19 +14,24 @@ import bisect
 import dataclasses
 import hashlib
 import math
+import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from lora.captions import read_caption, read_metadata, repeats, with_trigger
 from lora.ends import BadInput
-from lora.images import MASK, SUFFIXES, examine, examine_mask, mask_file
+from lora.files import below, shown
+from lora.images import MASK, SUFFIXES, examine, mask_file, quiet
 from lora.options import Options
 
 SHOWN_FAULTS = 20
+# An image of which less would be seen is no training image but a mistake.
+SHOWN_AT_LEAST = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Photo:
     """Digest of what says where the image counts; empty if all of it does."""
     prior: bool = False
     """Whether it shows what the base knows already and should not forget."""
+    made: bool = False
+    """Whether the base made it: then the settings say what it is, and its bytes may differ from machine to machine."""
     mirrored: bool = False
 
     def placement(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -81,14 +88,16 @@ def refuse(folder: Path, faults: Sequence[str], what: str) -> None:
 
 
 def image_paths(folder: Path, options: Options, flag: str) -> list[Path]:
-    """Every image below a folder, sorted by name."""
+    """Everything below a folder that is named as an image, sorted by name."""
     if not folder.is_dir():
-        raise BadInput(f"the {flag} folder {folder} does not exist; pass --{flag} or set RT_{flag.upper()}")
-    if options.output_dir.resolve().is_relative_to(folder.resolve()):
-        raise BadInput(
-            f"the output {options.output_dir} lies inside the {flag} {folder}, where samples would become training images"
-        )
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise BadInput(f"the {flag} folder {folder} {what}; pass --{flag} or set RT_{flag.upper()}")
+    for ours, path in (("output", options.output_dir), ("cache", options.cache_dir)):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise BadInput(
+                f"the {ours} {path} lies inside the {flag} {folder}, where pictures that are made would become training images"
+            )
+    paths = below(folder, lambda name: Path(name).suffix.lower() in SUFFIXES)
     if options.masks == "files":
         paths = [path for path in paths if not path.name.endswith(MASK)]
     if not paths:
@@ -98,58 +107,89 @@ def image_paths(folder: Path, options: Options, flag: str) -> list[Path]:
 
 def survey(options: Options) -> list[Photo]:
     """The dataset and, if there are any, the prior images."""
-    photos = survey_folder(options, Path(options.dataset), prior=False)
-    return photos + survey_folder(options, Path(options.prior), prior=True) if options.prior else photos
+    photos = survey_folder(options, options.dataset, "dataset")
+    return photos + survey_folder(options, options.prior, "prior") if options.prior else photos
 
 
-def survey_folder(options: Options, folder: Path, prior: bool) -> list[Photo]:
-    """The images of a folder; all faults of a kind are collected before one error is raised."""
-    paths = image_paths(folder, options, "prior" if prior else "dataset")
-    sizes: dict[Path, tuple[int, int]] = {}
+def survey_folder(options: Options, name: str, flag: str) -> list[Photo]:
+    """The images of a folder that a flag names."""
+    return survey_paths(options, Path(name), image_paths(Path(name), options, flag), prior=flag == "prior")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at an image file told."""
+
+    size: tuple[int, int] = (0, 0)
+    sha256: str = ""
+    mask: str = ""
+    fault: str = ""
+    """Why it cannot be trained on; empty if it can."""
+
+
+def look(path: Path, options: Options, prior: bool) -> Look:
+    """Decode an image, judge it, and name it by content."""
+    masks = "none" if prior else options.masks
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file, or a link that leads nowhere")
+        size, masked = examine(path, options, masks)
+        bucket = bucket_of(size, options.resolution, options)
+        if (share := shown_share(size, bucket)) < SHOWN_AT_LEAST:
+            cut = f"its bucket, {bucket[0]}×{bucket[1]}, would show only {share:.0%} of it"
+            raise ValueError(
+                f"it is {size[0]}×{size[1]} px: {cut}; crop it, or allow longer buckets (--bucket-min, --bucket-max)"
+            )
+        mask = digest(mask_file(path)) if masked and masks == "files" else "alpha" * masked
+        return Look(size, digest(path), mask)
+    except (OSError, ValueError) as error:
+        return Look(fault=str(error))
+
+
+def survey_paths(options: Options, folder: Path, paths: Sequence[Path], prior: bool) -> list[Photo]:
+    """These images of a folder; all faults of a kind are collected before one error is raised."""
     captions: dict[Path, str] = {}
-    masked, faults, unreadable = set(), [], []
-    metadata, broken = read_captions_of(folder)
+    unreadable = []
+    metadata, broken = read_metadata(folder)
+    # Decoding leaves the interpreter free, so threads share the cores.
+    with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        looks = dict(zip(paths, pool.map(partial(look, options=options, prior=prior), paths), strict=True))
+    names = {path: shown(path.relative_to(folder)) for path in paths}
     for path in paths:
         try:
-            sizes[path] = examine(path, options)
-            if not prior and examine_mask(path, options):
-                masked.add(path)
-        except ValueError as error:
-            faults.append(f"{path.relative_to(folder)}: {error}")
-        try:
             captions[path] = with_trigger(read_caption(path, metadata), "" if prior else options.trigger)
-        except (OSError, UnicodeDecodeError) as error:
-            unreadable.append(f"{path.with_suffix('.txt').relative_to(folder)}: {error}")
-    refuse(folder, faults, "images cannot be used")
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{names[path]}: {error}")
+    refuse(folder, [f"{names[path]}: {looks[path].fault}" for path in paths if looks[path].fault], "images cannot be used")
     refuse(folder, broken, "captions are wrong")
-    refuse(folder, unreadable, "captions cannot be read as UTF-8 text")
+    refuse(folder, unreadable, "captions cannot be read")
     if not options.allow_missing_captions:
-        missing = [str(path.relative_to(folder)) for path in paths if not captions[path]]
+        missing = [names[path] for path in paths if not captions[path]]
         advice = "a .txt file beside the image or a line in metadata.jsonl; or pass --trigger or --allow-missing-captions"
         refuse(folder, missing, f"images have no caption ({advice})")
-    return [photo for path in paths for photo in photos_of(path, sizes[path], captions[path], options, (path in masked, prior))]
+    return [photo for path in paths for photo in photos_of(path, looks[path], captions[path], options, prior)]
 
 
-def read_captions_of(folder: Path) -> tuple[dict[Path, str], list[str]]:
-    """metadata.jsonl of a folder; one that is not text is a fault as well."""
-    try:
-        return read_metadata(folder)
-    except UnicodeDecodeError as error:
-        return {}, [f"metadata.jsonl: {error}"]
+def bucket_of(size: tuple[int, int], resolution: int, options: Options) -> tuple[int, int]:
+    """The bucket of an image at one of the resolutions."""
+    return nearest(*size, buckets(resolution, options.bucket_step, *options.bucket_limits(resolution)))
 
 
-def photos_of(path: Path, size: tuple[int, int], caption: str, options: Options, kind: tuple[bool, bool]) -> list[Photo]:
-    """An image in the bucket of each resolution that it is large enough for; `kind` is (masked, prior)."""
-    masked, prior = kind
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    mask = hashlib.sha256(mask_file(path).read_bytes()).hexdigest() if masked and options.masks == "files" else "alpha" * masked
-    found = []
+def shown_share(size: tuple[int, int], bucket: tuple[int, int]) -> float:
+    """The share of an image that is left when it covers its bucket and is cut."""
+    low, high = sorted((size[0] / size[1], bucket[0] / bucket[1]))
+    return low / high
+
+
+def photos_of(path: Path, seen: Look, caption: str, options: Options, prior: bool) -> list[Photo]:
+    """An image in the bucket of each resolution that it is large enough for."""
+    found: list[Photo] = []
     for number, resolution in enumerate(options.resolutions):
-        if number and size[0] * size[1] < resolution**2:
+        if number and seen.size[0] * seen.size[1] < resolution**2:
             continue
-        bucket = nearest(*size, buckets(resolution, options.bucket_step, *options.bucket_limits(resolution)))
+        bucket = bucket_of(seen.size, resolution, options)
         if all(photo.bucket != bucket for photo in found):
-            found.append(Photo(path, content, *size, caption, bucket, repeats(path)[0], mask, prior))
+            found.append(Photo(path, seen.sha256, *seen.size, caption, bucket, repeats(path)[0], seen.mask, prior))
     return found
 
 
@@ -205,10 +245,16 @@ class Order:
         return self._epoch(epoch)[number - self._before[epoch]]
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def dataset_digest(photos: Sequence[Photo]) -> str:
-    """Identity of what is learnt from: the images' bytes, masks and captions, whatever their names."""
+    """Identity of what is learnt from: the images' bytes, masks and captions, whatever their names; not of what the base made."""
     lines = []
-    for photo in photos:
+    for photo in (photo for photo in photos if not photo.made):
         more = [photo.mask, f"x{photo.repeats}" * (photo.repeats > 1), "prior" * photo.prior]
         lines.append(" ".join([photo.sha256, photo.caption, *(word for word in more if word)]))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

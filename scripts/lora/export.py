@@ -39,9 +39,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """All of the file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    sync(part)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content)
+        sync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     sync(path.parent)
 
 

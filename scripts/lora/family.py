@@ -59,6 +59,12 @@ class Family(ABC):
         """The parts that learn, by the names of their folders."""
         return {self.base.kind.net: self.net, **self.encoders}
 
+    def learn(self, on: bool) -> None:
+        """Let the parts learn, with what --dropout leaves out, or only be asked; whoever asks says which, for it stays so."""
+        for part in self.parts().values():
+            if part.training is not on:
+                part.train(on)
+
     def move(self, device: torch.device) -> None:
         """Take all of it to a device."""
         self.device = device

@@ -1,18 +1,22 @@
 """Image files: opening them as their owner sees them, judging whether they can be trained on, and their pixels in a bucket.
 
 Editing rules: Pillow and the standard library only (this runs before torch is loaded); `load_pixels` opens an image exactly as `examine`
-judged it.
+judged it; nothing here touches what threads share, for images are examined in several.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 from PIL.Image import Resampling, Transpose
 
+from lora.files import shown
 from lora.options import Options
 
 if TYPE_CHECKING:
@@ -20,18 +24,26 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 MASK = ".mask.png"
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings of odd EXIF blocks and large sizes: a file it cannot read raises. For the whole process at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def open_image(path: Path) -> tuple[Image.Image, int]:
-    """(the image, decoded whole and turned as the camera says; its number of pages). Unreadable: OSError, SyntaxError, ValueError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks and large sizes; a file it cannot read raises
+    """(the image, decoded whole and turned as the camera says; its number of pages). Unreadable: ValueError with the reason."""
+    try:
         with Image.open(path) as image:
             # A camera's multi-picture JPEG (MPO) carries previews, not an animation.
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
             return ImageOps.exif_transpose(image), pages
+    except Exception as error:
+        raise ValueError(f"it cannot be read as an image ({shown(error) or type(error).__name__})") from error
 
 
 def is_see_through(image: Image.Image) -> bool:
@@ -66,21 +78,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def examine(path: Path, options: Options) -> tuple[int, int]:
-    """(width, height) of an image that can be trained on; anything else raises ValueError with the reason."""
-    try:
-        image, pages = open_image(path)
-    except UNREADABLE as error:
-        raise ValueError(f"it cannot be read as an image ({error})") from error
+def examine(path: Path, options: Options, masks: str) -> tuple[tuple[int, int], bool]:
+    """((width, height), whether it has a mask) of an image that can be trained on; anything else raises ValueError with the reason."""
+    image, pages = open_image(path)
     if pages > 1:
         raise ValueError(f"it is animated or has several pages ({pages}); keep one picture")
     if min(image.size) < options.smallest_image:
         size = f"{image.width}×{image.height} px"
         raise ValueError(f"it is {size}; the shorter side must be at least {options.smallest_image} px (--min-image)")
-    is_mask = options.masks == "alpha" and image.mode in ("RGBA", "LA", "PA", "P")
+    is_mask = masks == "alpha" and image.mode in ("RGBA", "LA", "PA", "P")
     if (reason := unusual(image)) and not options.convert_images and not is_mask:
         raise ValueError(f"{reason}; convert it, or pass --convert-images")
-    return image.size
+    mask = mask_of(image, path, masks)
+    if mask is not None and not options.mask_background and mask.getextrema()[1] == 0:
+        raise ValueError("its mask is black everywhere: nothing of it would be learnt")
+    return image.size, mask is not None
 
 
 def mask_file(path: Path) -> Path:
@@ -88,29 +100,21 @@ def mask_file(path: Path) -> Path:
     return path.with_name(path.stem + MASK)
 
 
-def open_mask(path: Path, source: str) -> Image.Image | None:
+def mask_of(image: Image.Image, path: Path, source: str) -> Image.Image | None:
     """The mask of an image, 8-bit grey, white where the image counts; None if it has none. Unfit: ValueError with the reason."""
-    image, _ = open_image(path)
     if source == "alpha":
         return image.convert("RGBA").getchannel("A") if is_see_through(image) else None
-    if not mask_file(path).is_file():
+    if source == "none" or not os.path.isfile(mask_file(path)):
         return None
+    name = shown(mask_file(path).name)
     try:
         mask = open_image(mask_file(path))[0].convert("L")
-    except UNREADABLE as error:
-        raise ValueError(f"its mask {mask_file(path).name} cannot be read as an image ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"its mask {name} {str(error).removeprefix('it ')}") from error
     if abs(mask.width / mask.height - image.width / image.height) > 0.02 * image.width / image.height:
         shapes = f"{mask.width}×{mask.height} px, the image {image.width}×{image.height}"
-        raise ValueError(f"its mask {mask_file(path).name} has another shape: it is {shapes}")
+        raise ValueError(f"its mask {name} has another shape: it is {shapes}")
     return mask.resize(image.size)
-
-
-def examine_mask(path: Path, options: Options) -> bool:
-    """Whether an image has a mask; one that can be of no use raises ValueError with the reason."""
-    mask = open_mask(path, options.masks) if options.masks != "none" else None
-    if mask is not None and not options.mask_background and mask.getextrema()[1] == 0:
-        raise ValueError("its mask is black everywhere: nothing of it would be learnt")
-    return mask is not None
 
 
 def placed(image: Image.Image, photo: Photo) -> Image.Image:
@@ -127,6 +131,6 @@ def load_pixels(photo: Photo) -> Image.Image:
 
 def load_mask(photo: Photo, source: str) -> Image.Image:
     """Its mask in its bucket."""
-    mask = open_mask(photo.path, source)
+    mask = mask_of(open_image(photo.path)[0], photo.path, source)
     assert mask is not None
     return placed(mask, photo)

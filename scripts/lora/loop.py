@@ -18,7 +18,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, checkpoint, export, optimisation, prepare
+from lora import about, adapters, checkpoint, export, optimisation, prepare, prior
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -48,6 +48,7 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
     if task.options.threads:
         torch.set_num_threads(task.options.threads)
     optimisation.check(task.options)
+    adapters.check(task.base, task.family, task.options)
     laps.mark("libraries")
     with joined() as ranks:
         try:
@@ -71,10 +72,12 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
 def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[], None], laps: Laps) -> tuple[Run, Sampler]:
     """A training before its first step: all is encoded, and the model is there."""
     options = task.options
-    learned, watched = split(task.photos, options.val_fraction, options.seed)
     cache = Cache(options.cache_dir, task.base, task.family, options)
+    photos = [*task.photos, *prior.images(cache, settled, ranks, asked)]
+    learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
-    fill(cache, *to_encode(options, task.photos, prompts), settled.device, asked)
+    images, captions = to_encode(options, photos, prompts)
+    fill(cache, ranks.mine(images), ranks.mine(captions), settled.device, asked)
     ranks.wait()
     laps.mark("encoding")
     model = prepare.prepare(settled, task.family, task.base)

@@ -1,9 +1,11 @@
 """What is learnt from: the loss of a pass, and the validation loss that is the same at every look.
 
 Everything random comes from generators made from (seed, position) on the CPU, so a step gives the same numbers on every device
-and after every resume.
+and after every resume. Only --dropout draws from torch's own generators, for its layers know no other: they are seeded so before
+each pass, and gradient checkpointing restores them before it computes anything again.
 
-Editing rules: draws keep their order, and new ones take a generator of their own, so that old seeds mean what they meant.
+Editing rules: draws keep their order, and new ones take a generator of their own, so that old seeds mean what they meant; the
+generators' last numbers in use are 1 validation, 2 samples, 3 noise, 4 what is seen, 5 prior images, 6 dropout.
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ VALIDATION_BATCH = 8
 
 def generator(*parts: int) -> torch.Generator:
     """A generator for these numbers; neighbouring ones give unrelated streams."""
-    mixed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(mixed >> 1)
+    return torch.Generator().manual_seed(mixed(*parts))
+
+
+def mixed(*parts: int) -> int:
+    """A seed for these numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 def seen(photos: Sequence[Photo], options: Options, position: int) -> tuple[list[Photo], list[str]]:
@@ -49,6 +55,8 @@ def image_errors(errors: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tor
 
 def training_loss(family: Family, cache: Cache, photos: Sequence[Photo], options: Options, position: int) -> torch.Tensor:
     """The loss of one pass; `position` counts passes from the start of the training."""
+    family.learn(True)
+    torch.manual_seed(mixed(options.seed, position, 6))
     draw = generator(options.seed, position)
     dropped = torch.rand(len(photos), generator=draw) < options.caption_dropout
     photos, captions = seen(photos, options, position)
@@ -69,6 +77,7 @@ def validation_loss(family: Family, cache: Cache, photos: Sequence[Photo], seed:
 
     The ranks share the passes, and add what comes of them up in the same order; all call it equally often.
     """
+    family.learn(False)
     passes = group([replace(photo, repeats=1) for photo in photos], VALIDATION_BATCH, seed, epoch=0)
     starts = [sum(map(len, passes[:index])) for index in range(len(passes))]
     sums = torch.zeros(len(passes), dtype=torch.float64)

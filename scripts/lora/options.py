@@ -227,6 +227,10 @@ class Options(Settings):
                 found.append(f"{shown} is {size}, it must be at least --bucket-step, {self.bucket_step}")
             elif not low <= size <= high:
                 found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
+        if self.prior_prompt and not self.prior_prompt.strip():
+            found.append("--prior-prompt is blank: say what the prior images are to show, or leave it out")
+        if self.prior and self.prior_prompt:
+            found.append("--prior is a folder of prior images and --prior-prompt lets the base make them: give one of the two")
         if self.plateau != "none" and not self.val_every:
             found.append(f"--plateau {self.plateau} needs --val-every: a plateau is seen by validations")
         if self.network == "dora" and self.quantize not in ("auto", "none"):
@@ -240,6 +244,9 @@ class Options(Settings):
     def fingerprint(self) -> dict[str, Any]:
         """The values that decide what is learnt: a checkpoint only continues under the same ones."""
         decisive = {name: getattr(self, name) for name, (_, _, about) in flags(type(self)).items() if not about.free}
+        if self.prior_prompt:
+            # The base makes the prior images as it makes samples.
+            decisive |= {name: getattr(self, name) for name in ("sample_steps", "sample_guidance")}
         # More steps at a constant rate are the same training, longer.
         if self.plateau != "none":
             decisive["val_every"] = self.val_every

@@ -93,17 +93,20 @@ def prepare(settled: Settled, kind: type[Family], base: Base) -> Family:
     options = settled.options
     family = kind(base, options, torch.device("cpu"), settled.dtype)
     adapters.attach(family, options)
-    if options.quantize != "none":
-        quantize.quantize(family.net, options.quantize, settled.device)
-    family.move(settled.device)
-    family.roomy = settled.roomy
+    place(family, settled)
     if options.gradient_checkpointing == "on":
         family.net.enable_gradient_checkpointing()
     if options.compile:
         compile_blocks(family.net)
-    family.net.train()
-    for encoder in family.encoders.values():
-        encoder.train()
+    return family
+
+
+def place(family: Family, settled: Settled) -> Family:
+    """The frozen net in as few bits as was settled, and all of the family on its device."""
+    if settled.options.quantize != "none":
+        quantize.quantize(family.net, settled.options.quantize, settled.device)
+    family.move(settled.device)
+    family.roomy = settled.roomy
     return family
 
 

@@ -95,6 +95,8 @@ def main(tool: Tool) -> int:
     """Check everything that is cheap to check, then load torch and train."""
     laps, stop = Laps(), Stop()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises of packages that nobody needs here
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed is no reason to end
     options = parse(sys.argv[1:], os.environ, tool.options)
     try:
         options = smoke_options(tool, options) if options.smoke else options

@@ -48,7 +48,8 @@ class Sampler:
             stopping()
             number = start + self.ranks.number
             if number < len(self.prompts) and not self.path(step, number).exists():
-                save_image(self._image(family, self.prompts[number], number), self.path(step, number))
+                pixels = self.pixels(family, self.prompts[number], generator(self.options.seed, number, 2))
+                save_image(picture(pixels), self.path(step, number))
         self.ranks.wait()
         if self.ranks.first:
             save_image(sheet(self.folder, self.prompts), self.folder / SHEET)
@@ -59,23 +60,32 @@ class Sampler:
             if self.ranks.first and int(path.name.split("-")[1]) > step:
                 path.unlink()
 
-    def _image(self, family: Family, prompt: str, number: int) -> Image.Image:
-        draw = generator(self.options.seed, number, 2)
+    @torch.no_grad()
+    def pixels(self, family: Family, prompt: str, draw: torch.Generator) -> torch.Tensor:
+        """One picture of a prompt, (3, h, w) in -1..1."""
+        family.learn(False)
         latents = family.denoise(family.texts(self.cache, ["", prompt]), self.size, draw)
         if self._vae is None:
             self._vae = self.cache.base.load("vae", family.dtype).to(family.device)
             if not family.roomy:
                 self._vae.enable_tiling()
-        pixels = family.decode(self._vae, latents.to(family.dtype))
-        levels = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(levels.permute(1, 2, 0).numpy())
+        return family.decode(self._vae, latents.to(family.dtype)).float().cpu()
+
+
+def picture(pixels: torch.Tensor) -> Image.Image:
+    """Pixels as an image."""
+    levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG, all of it or nothing."""
     part = path.with_name(f".{path.name}.part")
-    image.save(part, format="PNG")
-    part.replace(path)
+    try:
+        image.save(part, format="PNG")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def sheet(folder: Path, prompts: Sequence[str]) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.train.conftest import PHOTOGRAPHS, chosen_options
+from tests.train.conftest import chosen_options
 
 
 def options(dataset: Path, **more: object):
@@ -101,35 +101,6 @@ def test_each_epoch_shows_every_image_once_in_batches_of_one_size(tmp_path: Path
     assert [Order(photos, 3, seed=7).batch(n) for n in range(length)] == epochs[0]
 
 
-def animated(path: Path) -> None:
-    frames = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in (0, 99, 200)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-
-
-BAD = {
-    "corrupt.jpg": (lambda path: path.write_bytes((PHOTOGRAPHS / "cat00.jpg").read_bytes()[:900]), "cannot be read as an image"),
-    "text.png": (lambda path: path.write_text("not a picture"), "cannot be read as an image"),
-    "empty.webp": (lambda path: path.write_bytes(b""), "cannot be read as an image"),
-    "cmyk.jpg": (lambda path: Image.new("CMYK", (64, 64), (9, 9, 9, 9)).save(path), "its colours are CMYK"),
-    "deep.png": (lambda path: Image.new("I;16", (64, 64), 40000).save(path), "more than 8 bits"),
-    "glass.png": (lambda path: Image.new("RGBA", (64, 64), (9, 9, 9, 99)).save(path), "transparent parts"),
-    "tiny.png": (lambda path: Image.new("RGB", (64, 15)).save(path), "64×15 px; the shorter side must be at least 16"),
-    "moving.gif": (animated, "animated or has several pages (3)"),
-}
-
-
-def test_every_bad_image_is_named_with_its_fault_in_one_error(tmp_path: Path) -> None:
-    """Corrupt, empty, CMYK, 16-bit, transparent, tiny and animated images are all listed at once, the good one is not."""
-    add(tmp_path, "good.png")
-    for name, (write, _) in BAD.items():
-        write(tmp_path / name)
-        (tmp_path / name).with_suffix(".txt").write_text("a caption")
-    message = refusal(tmp_path)
-    lines = dict(line.strip().split(": ", 1) for line in message.splitlines()[1:])
-    assert message.startswith("8 images cannot be used in ") and set(lines) == set(BAD)
-    assert all(why in lines[name] for name, (_, why) in BAD.items())
-
-
 def test_unusual_images_can_be_converted_on_request(tmp_path: Path) -> None:
     """With --convert-images CMYK becomes RGB, 16 bits are scaled and not clipped, and transparent parts turn white."""
     from lora.images import load_pixels
@@ -169,26 +140,6 @@ def test_missing_captions_are_named_unless_allowed(tmp_path: Path) -> None:
     assert [p.caption for p in survey(tmp_path, trigger="sks")] == ["sks", "sks", "sks, a thing"]
 
 
-@pytest.mark.parametrize(("make", "expected"), [(True, "there is no image in"), (False, "does not exist")])
-def test_an_empty_or_absent_folder_is_refused(tmp_path: Path, make: bool, expected: str) -> None:
-    """The error names the folder."""
-    folder = tmp_path / "photos"
-    if make:
-        folder.mkdir()
-    assert expected in (message := refusal(folder)) and str(folder) in message
-
-
-def test_an_output_inside_the_dataset_is_refused(tmp_path: Path) -> None:
-    """Samples written there would be trained on in the next run."""
-    assert "lies inside the dataset" in refusal(tmp_path, output=tmp_path / "out")
-
-
-def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    """A caption in another encoding is an error, not mojibake."""
-    add(tmp_path, "old.png").with_suffix(".txt").write_bytes("Müller".encode("latin-1"))
-    assert "old.txt" in refusal(tmp_path)
-
-
 def test_folders_say_how_often_images_count(tmp_path: Path) -> None:
     """In 3_red_fox an image is shown thrice an epoch, and without a caption it is called as its folder is."""
     from lora.data import group
@@ -209,15 +160,6 @@ def test_captions_come_from_metadata(tmp_path: Path) -> None:
     lines = [{"file_name": "one.png", "text": "from the  list"}, {"file_name": "two.png", "caption": "from the list"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert [p.caption for p in survey(tmp_path)] == ["from the list", "own words"]
-
-
-def test_wrong_lines_of_metadata_are_all_named(tmp_path: Path) -> None:
-    """Broken JSON, missing fields and images that are not there are told with file and line."""
-    add(tmp_path, "one.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "x"}\nnonsense\n{"file_name": "one.png"}\n')
-    message = refusal(tmp_path)
-    assert "metadata.jsonl:1: the image gone.png is not there" in message
-    assert "metadata.jsonl:2: it is not JSON" in message and "metadata.jsonl:3: it needs file_name and one of" in message
 
 
 def test_tags_are_shuffled_behind_those_that_are_kept() -> None:
@@ -300,4 +242,9 @@ def test_the_report_tells_what_the_dataset_amounts_to(tmp_path: Path) -> None:
         "dataset: about 3 steps an epoch, 4.0 epochs in 12 steps",
         "dataset: captions of 3 to 3 words, 2 different ones",
         "dataset: frequent tags: grass 2, a cat 1, a dog 1",
+    ]
+    chosen = options(tmp_path, steps=12, prior_prompt="a bird", prior_images=7)
+    assert report(chosen, survey(chosen))[1:3] == [
+        "dataset: about 6 steps an epoch, 2.0 epochs in 12 steps",
+        "dataset: 7 prior images of 'a bird', made by the base itself, of which 3 are shown an epoch with weight 1",
     ]

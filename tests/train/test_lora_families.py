@@ -26,13 +26,13 @@ def pipeline_of(family: str, base: Path) -> Any:
     return pipeline
 
 
-def picture(family: str, pipeline: Any) -> Any:
-    """What diffusers makes of the prompt from the noise of our samples."""
+def picture(family: str, pipeline: Any, stream: int = 2) -> Any:
+    """What diffusers makes of the prompt from the noise of our samples, or of another stream of noise."""
     import numpy as np
     import torch
     from lora.loss import generator
 
-    noise = torch.randn((1, 16 if family == "flux" else 4, 8, 8), generator=generator(42, 0, 2))
+    noise = torch.randn((1, 16 if family == "flux" else 4, 8, 8), generator=generator(42, 0, stream))
     more = {"negative_prompt": ""}
     if family == "flux":
         noise, more = pipeline._pack_latents(noise, 1, 16, 8, 8), {"max_sequence_length": 512}
@@ -69,7 +69,8 @@ NETWORKS = {
     ("sd15", "dora"): {"targets": "attention"},
     ("sd15", "loha"): {"targets": "locon", "conv_rank": 2, "text_lr": 1e-2},
     ("sd15", "lokr"): {"targets": "locon"},
-    ("sdxl", "lora"): {"targets": "attention", "text_lr": 1e-2},
+    ("sdxl", "lora"): {"targets": "locon", "conv_rank": 2, "text_lr": 1e-2},
+    ("sdxl", "dora"): {"targets": "attention"},
     ("flux", "lora"): {"targets": "all", "text_lr": 1e-2},
     ("flux", "dora"): {"targets": "attention"},
     ("flux", "loha"): {"targets": "all", "lr": 0.2},
@@ -126,8 +127,8 @@ STOPPED = {
         "more_resolutions": "96",
         "prior_weight": 0.5,
     },
-    "sd15": {"targets": "attention", "noise_offset": 0.1, "debiased": True},
-    "adamw": {"text_lr": 1e-3, "network": "loha"},
+    "sd15": {"targets": "attention", "noise_offset": 0.1, "debiased": True, "dropout": 0.3, "text_lr": 1e-3},
+    "adamw": {"text_lr": 1e-3, "network": "loha", "dropout": 0.2},
     "prodigy": {"optimizer": "prodigy", "lr": 1.0},
     "adafactor": {"optimizer": "adafactor", "targets": "attention"},
     "came": {"optimizer": "came", "network": "dora", "targets": "attention"},
@@ -161,6 +162,60 @@ def test_a_stopped_training_resumes_bit_for_bit_with_every_optimiser(
     again = train(family, **options, output=tmp_path / "stopped")
     for name in ("lora.safetensors", "lora_kohya.safetensors"):
         assert (again / "final" / name).read_bytes() == (whole / "final" / name).read_bytes()
+
+
+@pytest.mark.parametrize("network", ["lora", "dora", "loha", "lokr"])
+def test_dropout_is_for_learning_alone(network: str, bases: Callable[[str], Path], cache: Path, photographs: Path) -> None:
+    """A pass leaves out the same again whenever it is made, recomputed or not, another pass something else, and a validation nothing."""
+    import torch
+    from lora.adapters import attach
+    from lora.base import find
+    from lora.cache import Cache, fill
+    from lora.data import survey
+    from lora.loss import training_loss, validation_loss
+    from lora.ranks import Ranks
+
+    more = {
+        "dataset": photographs,
+        "resolution": 64,
+        "bucket_step": 32,
+        "rank": 4,
+        "alpha": 4.0,
+        "network": network,
+        "text_lr": 1.0,
+    }
+    base, kind, cpu = find(str(bases("sd15")), tool("sd15").kind), tool("sd15").family(), torch.device("cpu")
+
+    def learner(dropout: float) -> Callable[[int], tuple[float, float]]:
+        """position → (loss of the pass, the gradient's size) of a model whose adapters have something to leave out."""
+        options = chosen_options("sd15", dropout=dropout, **more)
+        photos, entries, model = survey(options)[:2], Cache(cache, base, kind, options), kind(base, options, cpu, torch.float32)
+        fill(entries, photos, [photo.caption for photo in photos], cpu, lambda: None)
+        attach(model, options)
+        learning = [p for part in model.parts().values() for p in part.parameters() if p.requires_grad]
+        for number, parameter in enumerate(learning):
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+
+        def ask(position: int) -> tuple[float, float]:
+            if position < 0:
+                return validation_loss(model, entries, photos, 42, Ranks()), 0.0
+            if position > 100:
+                model.net.enable_gradient_checkpointing()
+            loss = training_loss(model, entries, photos, options, position % 100)
+            loss.backward()
+            size = float(sum(p.grad.abs().sum() for p in learning))
+            for parameter in learning:
+                parameter.grad = None
+            return float(loss.detach()), size
+
+        return ask
+
+    without, asked = learner(0.0), learner(0.5)
+    validated, first = asked(-1), asked(1)
+    assert validated == without(-1) and first[0] != without(1)[0]
+    assert asked(2) != first and asked(-1) == validated and asked(1) == first
+    again = asked(101)
+    assert again[0] == first[0] and again[1] == pytest.approx(first[1], rel=1e-4)
 
 
 def test_the_arithmetic_of_flux_is_that_of_diffusers(bases: Callable[[str], Path]) -> None:

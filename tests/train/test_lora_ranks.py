@@ -19,7 +19,7 @@ from tests.train.test_lora_training import Run, final, start
 def settings(base: Path, cache: Path, photographs: Path) -> dict[str, object]:
     return {
         **TINY, "base": base, "dataset": photographs, "cache": cache, "batch_size": 1, "steps": 6, "val_every": 3, "checkpoint_every": 2,
-        "sample_every": 3, "sample_count": 3, "sample_steps": 2, "dropout": 0.0,
+        "sample_every": 3, "sample_count": 3, "sample_steps": 2, "dropout": 0.2, "prior_prompt": "a cat", "prior_images": 3,
     }  # fmt: skip
 
 
@@ -27,7 +27,9 @@ def test_two_ranks_train_as_one_with_twice_the_passes(settings: dict[str, object
     """Losses, files and samples are those of one rank, to the bit; stopped at two ranks, it goes on at one; everything is said once."""
     alone = run(**{**settings, "grad_accumulation": 2})
     several = tmp_path / "several"
-    process = start(*arguments(**settings, ranks=2, output=several))
+    process = start(
+        *arguments(**{**settings, "ranks": 2, "output": several, "cache": tmp_path / "cache"})
+    )  # they share that work, too
     assert process.stdout is not None
     said = []
     for line in process.stdout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -204,11 +205,12 @@ def test_a_loss_that_is_no_number_stops_before_it_is_learnt(run: Run, tmp_path: 
 
 
 def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second run encodes nothing, a new caption is encoded alone, and a truncated entry is made again."""
+    """A second run encodes nothing, a new caption is encoded alone, a truncated entry is made again; read once, it stays in memory."""
     import torch
     from lora.base import find
     from lora.cache import Cache, fill
     from lora.data import survey
+    from lora.kept import Kept
 
     options, trainer = chosen_options(base=base, dataset=photographs, resolution=64), tool("sdxl")
     photos, model, kind = survey(options), find(options.base, trainer.kind), trainer.family()
@@ -225,6 +227,17 @@ def test_encoding_happens_once(base: Path, photographs: Path, tmp_path: Path, ca
     entry.write_bytes(whole[:-100])
     assert encode("one") == ["encoded 1 images"]
     assert entry.read_bytes() == whole
+
+    def read(entries: Cache) -> list[torch.Tensor]:
+        found = {**entries.images(photos[:2], torch.device("cpu")), **entries.text("one", torch.device("cpu"))}
+        return [found[key] for key in sorted(found)]
+
+    limited = dataclasses.replace(cache, kept=Kept(room=0))
+    first, unkept = read(cache), read(limited)
+    shutil.rmtree(tmp_path)
+    assert all(map(torch.equal, first, read(cache))) and all(map(torch.equal, first, unkept))
+    with pytest.raises(FileNotFoundError):
+        read(limited)
 
 
 def test_held_out_images_are_not_trained_on() -> None:
