@@ -23,7 +23,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation, prepare
+from lora import about, adapters, checkpoint, export, optimisation, preflight, prepare
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -50,12 +50,13 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
     prompts = prompts_of(options, learned)
     cache = Cache(options.cache_dir, base, kind, options)
     try:
-        fill(cache, *to_encode(options, photos, prompts), settled.device, stopping)
+        fill(cache, *to_encode(options, photos, prompts), settled.encoding, stopping)
         model = prepare.prepare(settled, kind, base)
         run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
         run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos)}
         run.resume()
         run.announce(learned)
+        preflight.check(settled, model, cache, learned, watched)
         run.loop(Sampler(cache, options, prompts), stopping)
     except torch.OutOfMemoryError as error:
         advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"

@@ -41,6 +41,14 @@ class Settled:
     """GiB to make do with; 0 where memory is no question."""
     roomy: bool = True
     """Whether samples can be decoded whole."""
+    flexible: bool = False
+    """Whether gradient checkpointing was left to auto."""
+
+    @property
+    def encoding(self) -> torch.device:
+        """Where the cache is filled: on the GPU, unless its encoders are larger than it."""
+        small = 0 < self.card < self.need.footprint.encoding
+        return torch.device("cpu") if small else self.device
 
 
 def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None) -> Settled:
@@ -54,22 +62,23 @@ def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.precision]
     packages = quantize.available("nf4")
     need = memory.Need(base.kind.footprint, base.net_weights(), memory.PRECISION[options.precision], packages)
-    if not (card := card_of(options, device)):
-        plain = {name: off for name, off in (("quantize", "none"), ("gradient_checkpointing", "off")) if getattr(options, name) == "auto"}
-        return Settled(dataclasses.replace(options, **plain), device, dtype, need)
+    card = card_of(options, device)
+    if not card:
+        plain = {"quantize": "none", "gradient_checkpointing": "off"}
+        off = {name: value for name, value in plain.items() if getattr(options, name) == "auto"}
+        return Settled(dataclasses.replace(options, **off), device, dtype, need)
     plan = memory.plan(need, options, card)
     print(f"memory: {plan.why}", flush=True)
-    again = "on" if plan.gradient_checkpointing else "off"
+    flexible, again = options.gradient_checkpointing == "auto", "on" if plan.gradient_checkpointing else "off"
     options = dataclasses.replace(options, quantize=plan.quantize, gradient_checkpointing=again)
-    return Settled(options, device, dtype, need, card, memory.decodes(plan.estimate, options, card))
+    return Settled(options, device, dtype, need, card, memory.decodes(plan.estimate, options, card), flexible)
 
 
 def card_of(options: Options, device: torch.device) -> float:
     """GiB to make do with: as asked, else all that the GPU has, else 0."""
     if device.type != "cuda":
         return options.vram
-    total = torch.cuda.get_device_properties(device).total_memory / memory.GIB
-    return options.vram or total
+    return options.vram or torch.cuda.get_device_properties(device).total_memory / memory.GIB
 
 
 def tune(settled: Settled) -> None:

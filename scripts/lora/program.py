@@ -16,6 +16,7 @@ Editing rules: what can be checked without torch is checked before torch is load
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import subprocess
@@ -99,6 +100,9 @@ def main(tool: Tool) -> int:
         options, chosen = presets.apply(options, photos)
         print("\n".join([*report(options, photos), *chosen, f"base: {base.name}"]), flush=True)
         stop()
+        logging.getLogger("bitsandbytes").setLevel(
+            logging.ERROR
+        )  # PEFT loads it; it speaks of CPU kernels that nothing here needs
         from lora.loop import train
 
         train(options, photos, base, tool.family(), stop)

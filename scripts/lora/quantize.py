@@ -26,7 +26,9 @@ BLOCK = 64  # weights of nf4 that share a scale
 def check(kind: str) -> None:
     """Find what is missing before anything expensive starts."""
     if kind == "nf4" and not available(kind):
-        raise BadInput("--quantize nf4 needs the package bitsandbytes; install it, or use int8 or fp8, which take twice the memory")
+        raise BadInput(
+            "--quantize nf4 needs the package bitsandbytes; install it, or use int8 or fp8, which take twice the memory"
+        )
 
 
 def available(kind: str) -> bool:
