@@ -130,6 +130,7 @@ STOPPED = {
     "adamw": {"text_lr": 1e-3, "network": "loha"},
     "prodigy": {"optimizer": "prodigy", "lr": 1.0},
     "adafactor": {"optimizer": "adafactor", "targets": "attention"},
+    "bits": {"optimizer": "adamw8bit", "rank": 64, "alpha": 32.0, "quantize": "nf4", "gradient_checkpointing": "on"},
     "came": {"optimizer": "came", "network": "dora", "targets": "attention"},
 }
 
