@@ -8,7 +8,9 @@
     family     what a family must answer; unet answers for Stable Diffusion 1.5 and XL
     adapters   LoRA, DoRA, LoHa, LoKr              cache        encoded images and captions
     loss       what is learnt from                 optimisation optimisers, schedules, the average
-    loop       prepare, resume, step, watch        checkpoint   folders that count only once verified
+    memory     what fits which GPU                 preflight    the same, measured before the first step
+    prepare    auto's choice, the model made ready quantize     the frozen net in few bits
+    loop       resume, step, watch                 checkpoint   folders that count only once verified
     sampling   pictures on the way                 export       the finished files, read back; kohya, about: their format
 
 Editing rules: nothing here names a family; runs alone on the rented machine, with no part of remote_trainer.

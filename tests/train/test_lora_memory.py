@@ -82,7 +82,13 @@ def test_an_error_says_what_would_fit() -> None:
     with pytest.raises(OutOfMemory) as caught:
         plan(need("sdxl"), options, 12.5)
     said = str(caught.value)
-    for part in ("--quantize auto (about", "--batch-size 2 --grad-accumulation 2 (about", "--optimizer adafactor (about", "--rank 32 (about", "a GPU of 16 GB"):
+    for part in (
+        "--quantize auto (about",
+        "--batch-size 2 --grad-accumulation 2 (about",
+        "--optimizer adafactor (about",
+        "--rank 32 (about",
+        "a GPU of 16 GB",
+    ):
         assert part in said
     with pytest.raises(OutOfMemory, match="--batch-size 1 --resolution 512 --optimizer adafactor --rank 4 .*; a GPU of 12 GB"):
         plan(need("flux"), chosen_options("flux"), 7.84)

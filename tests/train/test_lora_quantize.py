@@ -118,7 +118,9 @@ def test_compiled_blocks_compute_the_same(bases: Callable[[str], Path]) -> None:
             results.append((loss.detach(), [p.grad for p in model.net.parameters() if p.requires_grad]))
             model.net.zero_grad()
         assert torch.allclose(results[0][0], results[1][0], rtol=1e-5)
-        assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(results[0][1], results[1][1], strict=True))
+        assert all(
+            torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(results[0][1], results[1][1], strict=True)
+        )
     assert not counters["graph_break"] and set(plain.net.state_dict()) == set(compiled.net.state_dict())
 
 
