@@ -13,6 +13,8 @@ computes as it began.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 
 from lora import adapters, memory, quantize
 from lora.base import Base
+from lora.ends import BadInput
 from lora.family import Family
 from lora.options import Options
 
@@ -55,6 +58,8 @@ def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None
     """Decide what was left to auto; `before` is the identity of the checkpoint that is continued."""
     options = memory.settled(options, before or {})
     quantize.check(options.quantize)
+    if options.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise BadInput("--compile needs a C compiler on this machine, and there is none: install gcc, or leave it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
@@ -86,7 +91,6 @@ def tune(settled: Settled) -> None:
     if settled.device.type != "cuda":
         return
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     if settled.options.vram:
         total = torch.cuda.get_device_properties(settled.device).total_memory / memory.GIB

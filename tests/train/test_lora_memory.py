@@ -90,7 +90,7 @@ def test_an_error_says_what_would_fit() -> None:
         "a GPU of 16 GB",
     ):
         assert part in said
-    with pytest.raises(OutOfMemory, match="--batch-size 1 --resolution 512 --optimizer adafactor --rank 4 .*; a GPU of 12 GB"):
+    with pytest.raises(OutOfMemory, match=r"--batch-size 1 --resolution 512 --optimizer adafactor --rank 4 .*; a GPU of 12 GB"):
         plan(need("flux"), chosen_options("flux"), 7.84)
 
 

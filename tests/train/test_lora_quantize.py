@@ -73,10 +73,12 @@ def test_nf4_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         check("nf4")
 
 
-@pytest.mark.parametrize(("family", "kind"), [("sdxl", "int8"), ("flux", "fp8"), ("flux", "nf4")])
-def test_a_net_in_few_bits_is_trained_on(family: str, kind: str, train: Train) -> None:
+@pytest.mark.parametrize(
+    ("family", "kind", "more"), [("sdxl", "int8", {}), ("flux", "fp8", {"network": "loha", "lr": 0.2}), ("flux", "nf4", {})]
+)
+def test_a_net_in_few_bits_is_trained_on(family: str, kind: str, more: dict[str, object], train: Train) -> None:
     """The loss falls, a sample is made, and both files read back as what was trained."""
-    output = train(family, steps=8, quantize=kind, sample_count=1, sample_steps=2, gradient_checkpointing="on")
+    output = train(family, steps=8, quantize=kind, sample_count=1, sample_steps=2, gradient_checkpointing="on", **more)
     summary = json.loads((output / "final" / "training.json").read_text())
     first, last = summary["val_loss"].values()
     assert last < first and summary["options"]["quantize"] == kind
