@@ -74,15 +74,20 @@ def test_nf4_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("family", "kind", "more"), [("sdxl", "int8", {}), ("flux", "fp8", {"network": "loha", "lr": 0.2}), ("flux", "nf4", {})]
+    ("family", "kind", "more"),
+    [
+        ("sdxl", "int8", {"targets": "attention", "lr": 1e-2}),
+        ("flux", "fp8", {"network": "loha", "lr": 0.2}),
+        ("flux", "nf4", {}),
+    ],
 )
 def test_a_net_in_few_bits_is_trained_on(family: str, kind: str, more: dict[str, object], train: Train) -> None:
     """The loss falls, a sample is made, and both files read back as what was trained."""
-    output = train(family, steps=8, quantize=kind, sample_count=1, sample_steps=2, gradient_checkpointing="on", **more)
+    output = train(family, steps=6, quantize=kind, sample_count=1, sample_steps=2, gradient_checkpointing="on", **more)
     summary = json.loads((output / "final" / "training.json").read_text())
     first, last = summary["val_loss"].values()
     assert last < first and summary["options"]["quantize"] == kind
-    assert (output / "samples" / "step-000008-0.png").exists() and len(summary["files"]) == 2
+    assert (output / "samples" / "step-000006-0.png").exists() and len(summary["files"]) == 2
 
 
 def prepared(family: str, bases: Callable[[str], Path], **options: object) -> Any:
@@ -99,18 +104,19 @@ def prepared(family: str, bases: Callable[[str], Path], **options: object) -> An
     return model
 
 
+@pytest.mark.filterwarnings("ignore")  # dynamo does inside itself what torch warns of
 def test_compiled_blocks_compute_the_same(bases: Callable[[str], Path]) -> None:
-    """Loss and gradients are the uncompiled ones' for buckets of three sizes, without a break, in few bits and with checkpointing."""
+    """Loss and gradients are the uncompiled ones' for two buckets, without a break, in few bits and with checkpointing."""
     import torch
     from lora.prepare import compile_blocks
     from torch._dynamo.utils import counters
 
-    options = {"quantize": "int8", "gradient_checkpointing": "on"}
+    options = {"quantize": "int8", "gradient_checkpointing": "on", "targets": "attention"}
     plain, compiled = (prepared("flux", bases, **options) for _ in range(2))
     compile_blocks(compiled.net, "aot_eager")
     counters.clear()
     draw = torch.Generator().manual_seed(2)
-    for height, width in [(8, 8), (12, 6), (6, 10)]:
+    for height, width in [(8, 8), (12, 6)]:
         latents, noise = torch.randn(2, 2, 16, height, width, generator=draw)
         batch = {"hidden": torch.randn(2, 16, 32, generator=draw), "pooled": torch.randn(2, 32, generator=draw)}
         results = []
