@@ -23,7 +23,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation, preflight, prepare
+from lora import about, adapters, checkpoint, export, memory, optimisation, preflight, prepare
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -59,8 +59,8 @@ def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Fami
         preflight.check(settled, model, cache, learned, watched)
         run.loop(Sampler(cache, options, prompts), stopping)
     except torch.OutOfMemoryError as error:
-        advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
-        raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
+        advice = memory.advice(settled.need, options, settled.card - 1)
+        raise OutOfMemory(f"the GPU's memory does not suffice. {advice} ({error})") from error
     with run.average.shown():
         finish(run, learned, base)
 

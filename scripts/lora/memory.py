@@ -23,6 +23,8 @@ GIB = 2**30
 CARDS = (8, 12, 16, 24, 48, 80)
 # A card of so many GB has this share of as many GiB.
 USABLE = 0.98
+# What is estimated this far above a card may still fit, which is measured on it.
+DOUBT = 1.1
 # Bytes for each weight of a frozen layer: nf4 has a scale of 8 bits for 64 weights.
 HELD = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 1 / 64}
 PRECISION = {"bf16": 2, "fp32": 4}
@@ -146,7 +148,7 @@ def rungs(need: Need, options: Options) -> list[Rung]:
     if asked == "auto" and not need.packages:
         found = [rung for rung in found if rung[0] != "nf4"]
     wanted = {"auto": (False, True), "on": (True,), "off": (False,)}[options.gradient_checkpointing]
-    return [rung for rung in found if rung[1] in wanted] or [(rung[0], wanted[0]) for rung in found[-1:]]
+    return [rung for rung in found if rung[1] in wanted]
 
 
 def told(rung: Rung) -> str:
@@ -156,20 +158,18 @@ def told(rung: Rung) -> str:
 
 
 def plan(need: Need, options: Options, card: float) -> Plan:
-    """The best that fits a card of so many GiB; OutOfMemory with what would, if nothing does."""
-    passed: tuple[Rung, Estimate] | None = None
-    for rung in rungs(need, options):
-        found = estimate(need, options, rung)
-        if found.total <= card:
-            before = f" ({told(passed[0])}: {passed[1].total:.1f} GiB)" if passed else ""
-            why = f"about {found} of {card:.1f}: {told(rung)}{before}"
-            return Plan(*rung, found, why)
-        passed = rung, found
-    assert passed is not None
-    raise OutOfMemory(
-        f"the GPU's memory does not suffice: this training needs about {passed[1]} even with {told(passed[0])}, and there are {card:.1f}."
-        f" {advice(need, options, card)}"
-    )
+    """The best that fits a card of so many GiB, or the least that might; OutOfMemory with what would, if nothing does."""
+    allowed = rungs(need, options)
+    figures = [estimate(need, options, rung) for rung in allowed]
+    place = next((n for n, found in enumerate(figures) if found.total <= card), len(allowed) - 1)
+    rung, found = allowed[place], figures[place]
+    if found.total > card * DOUBT:
+        raise OutOfMemory(
+            f"the GPU's memory does not suffice: this training needs about {found} even with {told(rung)}, and there are {card:.1f}."
+            f" {advice(need, options, card)}"
+        )
+    before = f" ({told(allowed[place - 1])}: {figures[place - 1].total:.1f} GiB)" if place else ""
+    return Plan(*rung, found, f"about {found} of {card:.1f}: {told(rung)}{before}")
 
 
 def advice(need: Need, options: Options, card: float) -> str:

@@ -57,10 +57,8 @@ class Settled:
 def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None) -> Settled:
     """Decide what was left to auto; `before` is the identity of the checkpoint that is continued."""
     options = memory.settled(options, before or {})
-    quantize.check(options.quantize)
-    if options.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
-        raise BadInput("--compile needs a C compiler on this machine, and there is none: install gcc, or leave it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check(options, device)
     if options.precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
         options = dataclasses.replace(options, precision="bf16" if bf16 else "fp32")
@@ -77,6 +75,18 @@ def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None
     flexible, again = options.gradient_checkpointing == "auto", "on" if plan.gradient_checkpointing else "off"
     options = dataclasses.replace(options, quantize=plan.quantize, gradient_checkpointing=again)
     return Settled(options, device, dtype, need, card, memory.decodes(plan.estimate, options, card), flexible)
+
+
+def check(options: Options, device: torch.device) -> None:
+    """Find what is missing on this machine."""
+    quantize.check(options.quantize)
+    if options.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise BadInput("--compile needs a C compiler on this machine, and there is none: install gcc, or leave it out")
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9)
+    if options.compile and options.quantize == "fp8" and old:
+        raise BadInput(
+            "--compile with --quantize fp8 needs a GPU that knows fp8 (Ada, Hopper or newer): use int8, which is more exact"
+        )
 
 
 def card_of(options: Options, device: torch.device) -> float:
