@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs import flags, reliability
+from docs import flags, memory, reliability
 from remote_trainer import errors
 from remote_trainer.lifecycle import TRANSITIONS
 from remote_trainer.model import Phase, Reason, Verdict
@@ -161,7 +161,13 @@ def _table(head: str, rows: list[str]) -> list[str]:
     return [f"| {head} |", "|" + "---|" * (head.count("|") + 1), *(f"| {row} |" for row in rows)]
 
 
-PAGES = {"lifecycle.md": lifecycle, "errors.md": error_page, "reliability.md": reliability.make, "flags.md": flags.make}
+PAGES = {
+    "lifecycle.md": lifecycle,
+    "errors.md": error_page,
+    "reliability.md": reliability.make,
+    "flags.md": flags.make,
+    "memory.md": memory.make,
+}
 
 
 def main() -> None:

@@ -9,6 +9,8 @@
     adapters   LoRA, DoRA, LoHa, LoKr              cache, kept  encoded images and captions, on disk and in memory
     files      folders and names from outside      prior        prior images that the base makes itself
     loss       what is learnt from                 optimisation optimisers, schedules, the average
+    memory     what fits which GPU                 preflight    the same, measured before the first step
+    prepare    auto's choice, the model made ready quantize     the frozen net in few bits
     loop       encode, prepare, run, export        run          the steps, and what is done between them
     watch      spikes and plateaus                 ranks        several processes that train as one
     metrics    the numbers as they come            laps         where the time before the first step goes

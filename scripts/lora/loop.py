@@ -18,7 +18,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation, prepare, prior
+from lora import about, adapters, checkpoint, export, memory, optimisation, preflight, prepare, prior
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -51,19 +51,20 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
     adapters.check(task.base, task.family, task.options)
     laps.mark("libraries")
     with joined() as ranks:
+        found = checkpoint.newest(task.options.output_dir / "checkpoints")
+        settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None)
+        task = replace(task, options=settled.options)
         try:
-            found = checkpoint.newest(task.options.output_dir / "checkpoints")
-            settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None)
             prepare.tune(settled)
-            task = replace(task, options=settled.options)
             run, sampler = ready(task, settled, ranks, asked, laps)
             if found is not None:
                 run.resume(found)
             run.announce()
+            preflight.check(settled, run)
             run.loop(sampler, agreed(ranks, asked), laps)
         except torch.OutOfMemoryError as error:
-            advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
-            raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
+            advice = memory.advice(settled.need, task.options, settled.card - 1)
+            raise OutOfMemory(f"the GPU's memory does not suffice. {advice} ({error})") from error
         if ranks.first:
             with run.average.shown():
                 finish(run, task)
@@ -77,7 +78,7 @@ def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[]
     learned, watched = split(photos, options.val_fraction, options.seed)
     prompts = prompts_of(options, learned)
     images, captions = to_encode(options, photos, prompts)
-    fill(cache, ranks.mine(images), ranks.mine(captions), settled.device, asked)
+    fill(cache, ranks.mine(images), ranks.mine(captions), settled.encoding, asked)
     ranks.wait()
     laps.mark("encoding")
     model = prepare.prepare(settled, task.family, task.base)
@@ -120,7 +121,7 @@ def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str])
     """All images and captions that the training will ask the cache for."""
     both = [*photos, *(replace(photo, mirrored=True) for photo in photos)] if options.flip else list(photos)
     captions = [text for photo in photos for text in (photo.caption, *orders(photo.caption, options))]
-    return both, ["", *captions, *prompts]
+    return both, list(dict.fromkeys(["", *captions, *prompts]))
 
 
 def finish(run: Run, task: Task) -> None:

@@ -1,12 +1,12 @@
 """How much GPU memory a training needs, and what to turn on so that it fits: known before the model is loaded.
 
-    estimate(need, options, rung)        bytes by kind, in GiB
-    plan(need, options, card, before)    the first rung of the family's ladder that fits; OutOfMemory says what else would
+    estimate(need, options, rung)   GiB by kind
+    plan(need, options, card)       the first rung of the family's ladder that fits; OutOfMemory says what else would
 
 A rung is (how the frozen net is held, whether activations are computed again in backward). The ladder of each family has the fastest and
 most exact first. What the card then really needs is measured by preflight.py before the first step.
 
-Editing rules: standard library only; every constant of a family says where it is from; a test compares the estimates with published figures.
+Editing rules: standard library only; a family's constants say where they are from; a test compares estimates with published figures.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ GIB = 2**30
 CARDS = (8, 12, 16, 24, 48, 80)
 # A card of so many GB has this share of as many GiB.
 USABLE = 0.98
+# What is estimated this far above a card may still fit, which is measured on it.
+DOUBT = 1.1
 # Bytes for each weight of a frozen layer: nf4 has a scale of 8 bits for 64 weights.
 HELD = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 1 / 64}
 PRECISION = {"bf16": 2, "fp32": 4}
@@ -31,7 +33,7 @@ STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0, "came": 4}
 # The weight in fp32, its gradient, and its copy in the precision of the pass.
 LEARNING = 4 + 4 + 2
 # CUDA's own, the libraries' workspaces, and what the allocator cannot use between blocks.
-RESERVE = 0.7
+RESERVE = 1.0
 """GiB"""
 DECODING = 4.0
 """GiB that the VAE needs for a sample of 1024² in bf16."""
@@ -40,15 +42,26 @@ Rung = tuple[str, bool]
 
 
 @dataclass(frozen=True, slots=True)
+class Activations:
+    """What a pass leaves for backward, in GiB with 2 bytes a value."""
+
+    image: float
+    """For one image of 1024² px, in proportion to its area."""
+    caption: float = 0.0
+    """For its caption, whatever the image's size."""
+
+    def of(self, side: int) -> float:
+        """For an image of about this squared."""
+        return self.image * side**2 / 2**20 + self.caption
+
+
+@dataclass(frozen=True, slots=True)
 class Targets:
     """What --targets names, in the real net."""
 
     rank_one: float
     """Weights of a LoRA of rank 1, in millions."""
-    kept: float
-    """GiB of activations that backward needs for one image of 1024² px."""
-    constant: float = 0.0
-    """GiB of them that are the same for an image of any size: those of its caption."""
+    kept: Activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +74,11 @@ class Footprint:
     """Those of them in the linear layers of its blocks, which can be held in few bits."""
     texts: float
     """Weights of the text encoders that may learn, in billions."""
+    encoding: float
+    """GiB that it takes to fill the cache, by the largest encoder."""
     targets: Mapping[str, Targets]
-    checkpoints: float
-    """GiB for one image of 1024² that checkpointing keeps, and one block's activations."""
+    checkpointed: Activations
+    """What checkpointing keeps, and the activations of one block."""
     ladder: Sequence[Rung]
 
 
@@ -109,8 +124,7 @@ def estimate(need: Need, options: Options, rung: Rung) -> Estimate:
     targets = family.targets[options.targets]
     state = STATES[options.optimizer] + LEARNING + (4 if options.ema else 0)
     learning = targets.rank_one * share * options.rank * (2 if options.network == "loha" else 1) * state / 1e3
-    size = max(options.resolutions) ** 2 / 2**20
-    kept = family.checkpoints * size if again else targets.kept * size + targets.constant
+    kept = (family.checkpointed if again else targets.kept).of(max(options.resolutions))
     activations = kept * share * options.batch_size * need.width / 2
     return Estimate(frozen * 1e9 / GIB, learning * 1e9 / GIB, activations)
 
@@ -134,30 +148,28 @@ def rungs(need: Need, options: Options) -> list[Rung]:
     if asked == "auto" and not need.packages:
         found = [rung for rung in found if rung[0] != "nf4"]
     wanted = {"auto": (False, True), "on": (True,), "off": (False,)}[options.gradient_checkpointing]
-    return [rung for rung in found if rung[1] in wanted] or [(rung[0], wanted[0]) for rung in found[-1:]]
+    return [rung for rung in found if rung[1] in wanted]
 
 
 def told(rung: Rung) -> str:
     """A rung in words."""
-    held = "the net in full" if rung[0] == "none" else f"the net in {rung[0]}"
+    held = "net in full" if rung[0] == "none" else f"net in {rung[0]}"
     return f"{held}, gradient checkpointing {'on' if rung[1] else 'off'}"
 
 
 def plan(need: Need, options: Options, card: float) -> Plan:
-    """The best that fits a card of so many GiB; OutOfMemory with what would, if nothing does."""
-    passed: tuple[Rung, Estimate] | None = None
-    for rung in rungs(need, options):
-        found = estimate(need, options, rung)
-        if found.total <= card:
-            before = f"; with {told(passed[0])} it would be {passed[1].total:.1f}" if passed else ""
-            why = f"about {found} of {card:.0f} GiB with {told(rung)}{before}"
-            return Plan(*rung, found, why)
-        passed = rung, found
-    assert passed is not None
-    raise OutOfMemory(
-        f"the GPU's memory does not suffice: this training needs about {passed[1]} even with {told(passed[0])}, and there are {card:.0f}."
-        f" {advice(need, options, card)}"
-    )
+    """The best that fits a card of so many GiB, or the least that might; OutOfMemory with what would, if nothing does."""
+    allowed = rungs(need, options)
+    figures = [estimate(need, options, rung) for rung in allowed]
+    place = next((n for n, found in enumerate(figures) if found.total <= card), len(allowed) - 1)
+    rung, found = allowed[place], figures[place]
+    if found.total > card * DOUBT:
+        raise OutOfMemory(
+            f"the GPU's memory does not suffice: this training needs about {found} even with {told(rung)}, and there are {card:.1f}."
+            f" {advice(need, options, card)}"
+        )
+    before = f" ({told(allowed[place - 1])}: {figures[place - 1].total:.1f} GiB)" if place else ""
+    return Plan(*rung, found, f"about {found} of {card:.1f}: {told(rung)}{before}")
 
 
 def advice(need: Need, options: Options, card: float) -> str:

@@ -235,7 +235,7 @@ class Options(Settings):
             found.append(f"--plateau {self.plateau} needs --val-every: a plateau is seen by validations")
         if self.network == "dora" and self.quantize not in ("auto", "none"):
             found.append(
-                f"--quantize {self.quantize} with --network dora: its strengths are those of exact weights; use lora, loha or lokr"
+                f"--quantize {self.quantize} with --network dora: its strengths are those of exact weights; use another network"
             )
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name.startswith("."):
             found.append(f"--name is {self.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")

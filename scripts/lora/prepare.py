@@ -13,6 +13,8 @@ computes as it began.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 
 from lora import adapters, memory, quantize
 from lora.base import Base
+from lora.ends import BadInput
 from lora.family import Family
 from lora.options import Options
 
@@ -41,39 +44,56 @@ class Settled:
     """GiB to make do with; 0 where memory is no question."""
     roomy: bool = True
     """Whether samples can be decoded whole."""
+    flexible: bool = False
+    """Whether gradient checkpointing was left to auto."""
+
+    @property
+    def encoding(self) -> torch.device:
+        """Where the cache is filled: on the GPU, unless its encoders are larger than it."""
+        small = 0 < self.card < self.need.footprint.encoding
+        return torch.device("cpu") if small else self.device
 
 
 def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None) -> Settled:
     """Decide what was left to auto; `before` is the identity of the checkpoint that is continued."""
     options = memory.settled(options, before or {})
-    quantize.check(options.quantize)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check(options, device)
     if options.precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
         options = dataclasses.replace(options, precision="bf16" if bf16 else "fp32")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.precision]
     packages = quantize.available("nf4")
     need = memory.Need(base.kind.footprint, base.net_weights(), memory.PRECISION[options.precision], packages)
-    if not (card := card_of(options, device)):
-        plain = {
-            name: off
-            for name, off in (("quantize", "none"), ("gradient_checkpointing", "off"))
-            if getattr(options, name) == "auto"
-        }
-        return Settled(dataclasses.replace(options, **plain), device, dtype, need)
+    card = card_of(options, device)
+    if not card:
+        plain = {"quantize": "none", "gradient_checkpointing": "off"}
+        off = {name: value for name, value in plain.items() if getattr(options, name) == "auto"}
+        return Settled(dataclasses.replace(options, **off), device, dtype, need)
     plan = memory.plan(need, options, card)
     print(f"memory: {plan.why}", flush=True)
-    again = "on" if plan.gradient_checkpointing else "off"
+    flexible, again = options.gradient_checkpointing == "auto", "on" if plan.gradient_checkpointing else "off"
     options = dataclasses.replace(options, quantize=plan.quantize, gradient_checkpointing=again)
-    return Settled(options, device, dtype, need, card, memory.decodes(plan.estimate, options, card))
+    return Settled(options, device, dtype, need, card, memory.decodes(plan.estimate, options, card), flexible)
+
+
+def check(options: Options, device: torch.device) -> None:
+    """Find what is missing on this machine."""
+    quantize.check(options.quantize)
+    if options.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise BadInput("--compile needs a C compiler on this machine, and there is none: install gcc, or leave it out")
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9)
+    if options.compile and options.quantize == "fp8" and old:
+        raise BadInput(
+            "--compile with --quantize fp8 needs a GPU that knows fp8 (Ada, Hopper or newer): use int8, which is more exact"
+        )
 
 
 def card_of(options: Options, device: torch.device) -> float:
     """GiB to make do with: as asked, else all that the GPU has, else 0."""
     if device.type != "cuda":
         return options.vram
-    total = torch.cuda.get_device_properties(device).total_memory / memory.GIB
-    return options.vram or total
+    return options.vram or torch.cuda.get_device_properties(device).total_memory / memory.GIB
 
 
 def tune(settled: Settled) -> None:
@@ -81,7 +101,6 @@ def tune(settled: Settled) -> None:
     if settled.device.type != "cuda":
         return
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     if settled.options.vram:
         total = torch.cuda.get_device_properties(settled.device).total_memory / memory.GIB

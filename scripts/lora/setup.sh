@@ -4,9 +4,15 @@
 set -eu
 
 python=${PYTHON:-${RT_PYTHON:-python3}}
-# The 8-bit optimiser is the only one that needs a package more.
+# The 8-bit optimiser and nf4 need a package more; auto may choose nf4 where a GPU has less than 24 GB.
+small_gpu() {
+  nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | awk '$1 < 23000 { small = 1 } END { exit !small }'
+}
 more=
-[ "${OPTIMIZER:-}" != adamw8bit ] || more=bitsandbytes
+case "${OPTIMIZER:-}/${QUANTIZE:-}" in
+  adamw8bit/* | */nf4) more=bitsandbytes ;;
+  */auto) if small_gpu; then more=bitsandbytes; fi ;;
+esac
 
 has_everything() {
   "$1" -c "import accelerate, diffusers, numpy, peft, PIL, safetensors, tensorboardX, torch, transformers${more:+, $more}"

@@ -131,6 +131,7 @@ STOPPED = {
     "adamw": {"text_lr": 1e-3, "network": "loha", "dropout": 0.2},
     "prodigy": {"optimizer": "prodigy", "lr": 1.0},
     "adafactor": {"optimizer": "adafactor", "targets": "attention"},
+    "bits": {"optimizer": "adamw8bit", "rank": 32, "alpha": 16.0, "quantize": "nf4", "gradient_checkpointing": "on"},
     "came": {"optimizer": "came", "network": "dora", "targets": "attention"},
 }
 

@@ -7,7 +7,9 @@ import pytest
 from tests.train.conftest import chosen_options
 
 
-@pytest.mark.parametrize(("name", "rate"), [("adamw", 0.05), ("prodigy", 1.0), ("adafactor", 0.05), ("came", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("adamw", 0.05), ("prodigy", 1.0), ("adafactor", 0.05), ("came", 0.05), ("adamw8bit", 0.05)]
+)
 def test_every_optimiser_finds_the_way(name: str, rate: float) -> None:
     """From wrong weights and a bias each comes to a least-squares solution."""
     import torch
