@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lora import adapters, memory, quantize
+from lora import adapters, lean, memory, quantize
 from lora.base import Base
 from lora.family import Family
 from lora.options import Options
@@ -96,6 +96,8 @@ def prepare(settled: Settled, kind: type[Family], base: Base) -> Family:
     if options.quantize != "none":
         quantize.quantize(family.net, options.quantize, settled.device)
     family.move(settled.device)
+    if lean.suits(options):
+        lean.lean(family)
     family.roomy = settled.roomy
     if options.gradient_checkpointing == "on":
         family.net.enable_gradient_checkpointing()
