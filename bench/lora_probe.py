@@ -74,17 +74,13 @@ class Probe:
         self.watch.start()
 
     def hook(self) -> None:
-        """Be told of each optimiser step; and make do with the memory of a smaller GPU, if asked to."""
+        """Be told of each optimiser step."""
         import torch
         from torch.optim import optimizer
 
         self.torch, self.cuda = torch, torch.cuda.is_available()
         optimizer.register_optimizer_step_pre_hook(lambda *_: self.before())
         optimizer.register_optimizer_step_post_hook(lambda *_: self.after())
-        if self.cuda and self.look["memory_gib"]:
-            # The context and the libraries' workspaces lie outside of what torch counts.
-            share = (self.look["memory_gib"] - 0.6) * 2**30 / torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
     def before(self) -> None:
         if self.counter:
@@ -101,6 +97,7 @@ class Probe:
         if done == 1:
             self.found["start"] = self.watch.stop(self.found["ends_s"][0] - self.found["started_s"])
             self.found["start_peak_gib"] = self.peak()
+            self.found["outside_gib"] = self.outside()
         if done == warm and self.cuda:
             self.torch.cuda.reset_peak_memory_stats()
         if done == warm and self.look["count"]:
@@ -111,6 +108,13 @@ class Probe:
 
     def peak(self) -> float:
         return self.torch.cuda.max_memory_allocated() / 2**30 if self.cuda else 0.0
+
+    def outside(self) -> float:
+        """What lies on the GPU besides torch's own memory: the context and the libraries, if nobody else uses it."""
+        if not self.cuda:
+            return 0.0
+        free, total = self.torch.cuda.mem_get_info()
+        return (total - free - self.torch.cuda.memory_reserved()) / 2**30
 
     def finish(self, end: str) -> None:
         """Write the result."""

@@ -69,7 +69,6 @@ class Look:
 
     warmup: int
     steps: int
-    memory_gib: float = 0.0
     count: bool = False
 
 
@@ -89,6 +88,8 @@ class Result:
     peak_gib: float = 0.0
     start_peak_gib: float = 0.0
     reserved_gib: float = 0.0
+    outside_gib: float = 0.0
+    """Beside what torch has reserved."""
     rss_gib: float = 0.0
     operations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -193,7 +194,7 @@ def read(name: str, setting: Setting, given: Look, found: Mapping[str, Any]) -> 
         return Result(name, setting, found["end"], start=found.get("start", {}))
     step_s = (ends[-1] - ends[given.warmup - 1]) / given.steps if given.steps else 0.0
     start = {"interpreter": round(found["started_s"], 2), **found["start"]}
-    memory = {key: round(found[key], 2) for key in ("peak_gib", "start_peak_gib", "reserved_gib", "rss_gib")}
+    memory = {key: round(found[key], 2) for key in ("peak_gib", "start_peak_gib", "reserved_gib", "outside_gib", "rss_gib")}
     return Result(name, setting, "measured", step_s, ends[0], start, operations=found.get("operations", {}), **memory)
 
 
