@@ -6,7 +6,8 @@
     data       the images' buckets and order       images       image files and masks
     captions   captions and their tags             report       what the dataset amounts to
     family     what a family must answer; unet answers for Stable Diffusion 1.5 and XL
-    adapters   LoRA, DoRA, LoHa, LoKr              cache        encoded images and captions
+    adapters   LoRA, DoRA, LoHa, LoKr              lean         plain LoRA with few operations
+    cache      encoded images and captions
     loss       what is learnt from                 optimisation optimisers, schedules, the average
     loop       encode, prepare, run, export        run          the steps, and what is done between them
     watch      spikes and plateaus                 ranks        several processes that train as one
