@@ -41,6 +41,10 @@ class UnetFamily(Family):
     def move(self, device: torch.device) -> None:
         super().move(device)
         self.signal = self.signal.to(device)
+        for layer in self.net.modules():
+            if isinstance(layer, torch.nn.Conv2d) and not layer.weight.requires_grad:
+                # The layout that a GPU's fast convolutions take; laid out otherwise, weights would be turned round in each pass.
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def encode_pixels(vae: Any, pixels: torch.Tensor) -> Tensors:
