@@ -15,15 +15,16 @@ import sys
 import time
 
 NAMES = ("latency", "follow", "takeover", "recover", "transfer", "remote_exec", "store", "choosing", "rented")
+ON_GPU = ("lora",)  # run only when they are named
 
 
 def main() -> int:
     """Run what was asked for; returns how many failed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run benchmarks and print their tables.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of them, or some of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of {', '.join(NAMES)}; on a GPU also {', '.join(ON_GPU)}")
     names = parser.parse_args().names or NAMES
-    if unknown := [name for name in names if name not in NAMES]:
-        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if unknown := [name for name in names if name not in NAMES + ON_GPU]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES + ON_GPU)}")
     print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}", flush=True)
     failed = 0
     for name in names:

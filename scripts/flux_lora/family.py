@@ -73,6 +73,8 @@ class Flux(Family):
     def __init__(self, base: Base, options: Options, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(base, options, device, dtype)
         self.schedule = base.scheduler_config()
+        # The net rounds times to the precision of the latents it is given, so these become narrow only behind that.
+        self.net.x_embedder.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
 
     @classmethod
     def tokenizer(cls, base: Base, encoder: str, options: Options) -> Any:
@@ -146,8 +148,8 @@ class Flux(Family):
             hidden_states=pack(noisy),
             timestep=times,
             guidance=told,
-            pooled_projections=texts["pooled"],
-            encoder_hidden_states=texts["hidden"],
+            pooled_projections=texts["pooled"].to(self.dtype),
+            encoder_hidden_states=texts["hidden"].to(self.dtype),
             txt_ids=torch.zeros(texts["hidden"].shape[1], 3, device=self.device),
             img_ids=places(noisy.shape[2], noisy.shape[3], self.device),
             return_dict=False,
@@ -165,7 +167,7 @@ class Flux(Family):
         moved = {"mu": self.dynamic_shift(latents.shape)} if self.schedule.get("use_dynamic_shifting") else {}
         scheduler.set_timesteps(sigmas=[1 - i / count for i in range(count)], device=self.device, **moved)
         for timestep in scheduler.timesteps:
-            with self.autocast():
+            with self.asking():
                 predicted = self.ask(latents, timestep.expand(1) / 1000, wanted, self.options.sample_guidance).float()
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         return latents

@@ -6,8 +6,9 @@
     data       the images' buckets and order       images       image files and masks
     captions   captions and their tags             report       what the dataset amounts to
     family     what a family must answer; unet answers for Stable Diffusion 1.5 and XL
-    adapters   LoRA, DoRA, LoHa, LoKr              cache, kept  encoded images and captions, on disk and in memory
+    adapters   LoRA, DoRA, LoHa, LoKr              lean         plain LoRA with few operations
     files      folders and names from outside      prior        prior images that the base makes itself
+    cache, kept  encoded images and captions, on disk and in memory
     loss       what is learnt from                 optimisation optimisers, schedules, the average
     memory     what fits which GPU                 preflight    the same, measured before the first step
     prepare    auto's choice, the model made ready quantize     the frozen net in few bits

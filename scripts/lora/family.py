@@ -47,6 +47,8 @@ class Family(ABC):
     """Part that learns → how its layers' names begin in kohya's format."""
     roomy: bool = True
     """Whether the GPU has room to decode a sample whole."""
+    lean: bool = False
+    """Whether the net sees to its precision itself (lora/lean.py)."""
 
     def __init__(self, base: Base, options: Options, device: torch.device, dtype: torch.dtype) -> None:
         self.base, self.options, self.device, self.dtype = base, options, device, dtype
@@ -75,6 +77,10 @@ class Family(ABC):
         """The forward pass in the precision of the frozen weights; the adapter itself is fp32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def asking(self) -> torch.autocast:
+        """What the net is asked in: autocast, unless it does without."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32 and not self.lean)
+
     def texts(self, cache: Cache, captions: Sequence[str]) -> Tensors:
         """Embeddings of captions: from the cache, or asked anew of the encoders that learn."""
         rows = [cache.text(caption, self.device) for caption in captions]
@@ -93,7 +99,7 @@ class Family(ABC):
     ) -> torch.Tensor:
         """Squared error of each value of each image's prediction, (n, c, h, w)."""
         noisy, target = self.mix(latents, noise, times)
-        with self.autocast():
+        with self.asking():
             predicted = self.predict(noisy, times, batch)
         return (predicted.float() - target).square()
 

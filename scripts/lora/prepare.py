@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lora import adapters, memory, quantize
+from lora import adapters, lean, memory, quantize
 from lora.base import Base
 from lora.ends import BadInput
 from lora.family import Family
@@ -113,6 +113,8 @@ def prepare(settled: Settled, kind: type[Family], base: Base) -> Family:
     family = kind(base, options, torch.device("cpu"), settled.dtype)
     adapters.attach(family, options)
     place(family, settled)
+    if lean.suits(options):
+        lean.lean(family)
     if options.gradient_checkpointing == "on":
         family.net.enable_gradient_checkpointing()
     if options.compile:

@@ -41,6 +41,10 @@ class UnetFamily(Family):
     def move(self, device: torch.device) -> None:
         super().move(device)
         self.signal = self.signal.to(device)
+        for layer in self.net.modules():
+            if isinstance(layer, torch.nn.Conv2d) and not layer.weight.requires_grad:
+                # The layout that a GPU's fast convolutions take; laid out otherwise, weights would be turned round in each pass.
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def encode_pixels(vae: Any, pixels: torch.Tensor) -> Tensors:
@@ -68,7 +72,8 @@ class UnetFamily(Family):
         return noisy, noise if self.prediction == "epsilon" else signal.sqrt() * noise - (1 - signal).sqrt() * latents
 
     def predict(self, noisy: torch.Tensor, times: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.net(noisy, times, batch["hidden"], **self.more_conditions(batch)).sample
+        noisy, hidden = noisy.to(self.dtype), batch["hidden"].to(self.dtype)
+        return self.net(noisy, times, hidden, **self.more_conditions(batch)).sample
 
     def weights(self, times: torch.Tensor) -> torch.Tensor:
         """Min-SNR or debiased: easy, nearly clean timesteps do not drown the others. Gamma 0 is no weighting."""
@@ -92,7 +97,7 @@ class UnetFamily(Family):
         latents = torch.randn((1, 4, height // 8, width // 8), generator=draw).to(self.device) * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             pair = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            with self.autocast():
+            with self.asking():
                 predicted = self.predict(pair, timestep, batch).float()
             empty, wanted = predicted.chunk(2)
             latents = scheduler.step(empty + self.options.sample_guidance * (wanted - empty), timestep, latents).prev_sample
