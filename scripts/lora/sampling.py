@@ -39,12 +39,13 @@ class Sampler:
                 continue
             stopping()
             part = path.with_name(f".{path.name}.part")
-            self._image(family, prompt, number).save(part, format="PNG")
+            self.image(family, prompt, generator(self.options.seed, number, 2)).save(part, format="PNG")
             part.replace(path)
         return paths
 
-    def _image(self, family: Family, prompt: str, number: int) -> Image.Image:
-        draw = generator(self.options.seed, number, 2)
+    @torch.no_grad()
+    def image(self, family: Family, prompt: str, draw: torch.Generator) -> Image.Image:
+        """One picture of a prompt, from that generator's noise."""
         latents = family.denoise(family.texts(self.cache, ["", prompt]), self.size, draw)
         if self._vae is None:
             self._vae = self.cache.base.load("vae", family.dtype).to(family.device)
