@@ -61,38 +61,44 @@ def summary(report: Report) -> str:
     )
 
 
+def column(report: Report, name: str) -> str:
+    """The head of a metric's column."""
+    metric, share = report["metrics"][name], report["weights"].get(name)
+    counts = "not counted" if share is None else f"counts {100 * share:.0f} %"
+    title = f"<span title='{escape(metric['about'])}'>{escape(metric['title'])}</span>"
+    return f"{title}<small>{metric['better']} is better<br>{counts}</small>"
+
+
 def scores(report: Report) -> str:
     """What was measured, and what it counted."""
-    names = list(report["metrics"])
-    head = ["step", "score"]
-    for name in names:
-        share = report["weights"].get(name)
-        counts = f"counts {100 * share:.0f} %" if share is not None else "not counted"
-        metric = report["metrics"][name]
-        head.append(
-            f"<span title='{escape(metric['about'])}'>{escape(metric['title'])}</span><small>{metric['better']} is better<br>{counts}</small>"
-        )
-    rows = []
+    names, rows = list(report["metrics"]), []
     for entry in report["checkpoints"]:
         cells = [f"{number(entry['values'][name])}{bar(entry['points'].get(name))}" for name in names]
         rows.append([str(entry["step"]), f"<strong>{entry['score']:.3f}</strong>{bar(entry['score'])}", *cells])
-    steps = [entry["step"] for entry in report["checkpoints"]]
-    note = "Each bar shows points: full for the best checkpoint, and empty at the largest distance from it. A score is their weighted mean."
-    return f"<h2>Scores</h2>{table(head, rows, steps.index(report['best']['step']))}<p class=note>{note}</p>{absent(report)}"
+    head = ["step", "score", *(column(report, name) for name in names)]
+    note = (
+        "A bar shows points: full for the best checkpoint, less with the distance from it; equal values are all full."
+        " A score is their weighted mean."
+    )
+    return f"<h2>Scores</h2>{table(head, rows, place_of_best(report))}<p class=note>{note}</p>{absent(report)}"
+
+
+def place_of_best(report: Report) -> int:
+    """Which row is the best checkpoint's."""
+    return [entry["step"] for entry in report["checkpoints"]].index(report["best"]["step"])
 
 
 def absent(report: Report) -> str:
     """What could not be measured or read, and why."""
     titles = {name: metric["title"] for name, metric in report["metrics"].items()} | {"fid": "FID"}
-    lines = [f"<li>{escape(titles[name])} was not compared: {escape(why)}.</li>" for name, why in report["missing"].items()]
+    lines = [f"<li>{escape(titles[name])} was not measured: {escape(why)}.</li>" for name, why in report["missing"].items()]
     lines += [f"<li>A checkpoint was left out: {escape(text)}.</li>" for text in report["damaged"]]
     return f"<ul class=note>{''.join(lines)}</ul>" if lines else ""
 
 
 def drawings(report: Report, folder: Path) -> str:
     """All pictures, a row for each checkpoint."""
-    seeds = report["seeds"]
-    head = ["".join(f"<span class=prompt>{escape(prompt) or '(empty prompt)'}</span>") for prompt in report["prompts"]]
+    head = [f"<span class=prompt>{escape(prompt) or '(empty prompt)'}</span>" for prompt in report["prompts"]]
     rows = []
     for entry in report["checkpoints"]:
         cells = []
@@ -100,9 +106,11 @@ def drawings(report: Report, folder: Path) -> str:
             own = [image for image in entry["images"] if image["prompt"] == prompt]
             cells.append(f"<div class=seeds>{''.join(figure(image, folder) for image in own)}</div>")
         rows.append([f"<strong>{entry['step']}</strong><small>{entry['score']:.3f}</small>", *cells])
-    steps = [entry["step"] for entry in report["checkpoints"]]
-    note = f"Seeds {', '.join(str(seed) for seed in seeds)}, from left to right; the same noise in every row. A picture leads to its full size."
-    return f"<h2>Pictures</h2><p class=note>{note}</p>{table(['step', *head], rows, steps.index(report['best']['step']))}"
+    seeds = ", ".join(str(seed) for seed in report["seeds"])
+    note = f"Seeds {seeds} from left to right; the same noise in every row. A picture leads to its full size."
+    if any(image.get("copied") for entry in report["checkpoints"] for image in entry["images"]):
+        note += " An orange frame: nearly a training image."
+    return f"<h2>Pictures</h2><p class=note>{note}</p>{table(['step', *head], rows, place_of_best(report))}"
 
 
 def figure(image: Report, folder: Path) -> str:
@@ -131,34 +139,32 @@ def copies(report: Report, folder: Path, dataset: Path) -> str:
             f"<figure><div class=seeds>{figure(image, folder)}<img src='{original}' alt='training image'></div>"
             f"<figcaption>{near['similarity']:.3f} like {escape(near['image'])}</figcaption></figure>"
         )
-    limit = report["copied_above"]
-    note = f"Pictures of step {entry['step']} whose nearest training image has a cosine above {limit}: learnt by heart, or the model that judges sees little."
+    note = (
+        f"Pictures of step {entry['step']} whose nearest training image has a cosine above {report['copied_above']}:"
+        " learnt by heart, or too much alike for this CLIP."
+    )
     return f"<h2>Nearly training images</h2><p class=note>{note}</p><div class=pairs>{''.join(pairs)}</div>"
+
+
+def three(sharpness: Mapping[str, float]) -> str:
+    """A distribution in three numbers."""
+    return " / ".join(number(sharpness[share]) for share in ("p10", "p50", "p90"))
 
 
 def settings(report: Report) -> str:
     """How the pictures were made and judged."""
     own, chosen = report["training_images"], report["settings"]
-    sharp = own["sharpness"]
     rows = [
         ["pictures", f"{chosen['resolution']} px, {chosen['steps']} steps, guidance {number(chosen['guidance'])}"],
         ["CLIP", escape(chosen["clip"])],
-        [
-            "training images",
-            f"{own['count']}, sharpness {number(sharp['p10'])} / {number(sharp['p50'])} / {number(sharp['p90'])} (10th, 50th, 90th of 100)",
-        ],
-        *(
-            [
-                f"sharpness at step {e['step']}",
-                f"{number(e['sharpness']['p10'])} / {number(e['sharpness']['p50'])} / {number(e['sharpness']['p90'])}",
-            ]
-            for e in report["checkpoints"]
-        ),
+        ["training images", str(own["count"])],
+        ["their sharpness", f"{three(own['sharpness'])} <small>at the 10th, 50th and 90th of 100</small>"],
+        *([f"sharpness at step {entry['step']}", three(entry["sharpness"])] for entry in report["checkpoints"]),
     ]
-    meanings = "".join(
-        f"<dt>{escape(metric['title'])}</dt><dd>{escape(metric['about'])}; a difference of {number(metric['matters'])} is worth all points</dd>"
-        for metric in report["metrics"].values()
-    )
+    meanings = ""
+    for metric in report["metrics"].values():
+        worth = f"a difference of {number(metric['matters'])} is worth all points"
+        meanings += f"<dt>{escape(metric['title'])}</dt><dd>{escape(metric['about'])}; {worth}</dd>"
     return f"<h2>How it was compared</h2>{table(['', ''], rows)}<dl>{meanings}</dl>"
 
 

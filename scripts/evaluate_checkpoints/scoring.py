@@ -103,7 +103,8 @@ def reason(best: int, points: Mapping[int, Mapping[str, float]], scores: Mapping
         return f"step {best} is the earliest: nothing that counts could be measured of every checkpoint"
     if len(scores) == 1:
         return f"step {best} is the only checkpoint"
-    first = [METRICS[name].title for name, value in points[best].items() if value > 1 - 1e-9]
+    told = [name for name in points[best] if len({round(points[step][name], 9) for step in scores}) > 1]
+    first = [METRICS[name].title for name in told if points[best][name] > 1 - 1e-9]
     low = [f"{METRICS[name].title} ({value:.2f})" for name, value in points[best].items() if value < 0.5]
     second = max((step for step in scores if step != best), key=lambda step: scores[step])
     parts = [f"step {best} has {scores[best]:.3f} of 1, the next, step {second}, {scores[second]:.3f}"]

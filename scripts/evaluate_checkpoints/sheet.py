@@ -80,7 +80,7 @@ def heads(pen: ImageDraw.ImageDraw, grid: Grid, prompts: Sequence[str], seeds: S
     """The prompts and, below them, the seeds."""
     width = grid.seeds * (grid.cell + GAP) - GAP
     for number, prompt in enumerate(prompts):
-        left, top = grid.corner(0, number, 0)
+        left = grid.corner(0, number, 0)[0]
         pen.multiline_text((left, MARGIN), wrapped(prompt or "(empty prompt)", width, 15, 3), INK, font(15), spacing=4)
         for place, seed in enumerate(seeds):
             left, top = grid.corner(0, number, place)
@@ -90,7 +90,7 @@ def heads(pen: ImageDraw.ImageDraw, grid: Grid, prompts: Sequence[str], seeds: S
 def labels(pen: ImageDraw.ImageDraw, grid: Grid, rows: Mapping[int, int], verdict: Verdict) -> None:
     """The checkpoints and their scores; the best one has a frame around its row."""
     for step, row in rows.items():
-        left, top = grid.corner(row, 0, 0)
+        top = grid.corner(row, 0, 0)[1]
         best = step == verdict.best
         if best:
             box = (MARGIN - GAP, top - GAP, grid.size[0] - MARGIN + GAP, top + grid.cell + GAP - 1)

@@ -99,7 +99,9 @@ def read(tool: Tool, options: EvaluationOptions) -> Training:
         )
     values = dict(summary.get("options", {}))
     # Beside its own names for base and dataset, an identity has the options that decide what is learnt, and "any" for the number of steps.
-    decisive = [name for name, (_, _, about) in flags(tool.options).items() if not about.free and identity.get(name, "any") != "any"]
+    decisive = [
+        name for name, (_, _, about) in flags(tool.options).items() if not about.free and identity.get(name, "any") != "any"
+    ]
     values |= {name: identity[name] for name in decisive}
     known = {name: values[name] for name in flags(tool.options) if name in values}
     places = {"output": options.output, "cache": options.cache, "metrics": "", "prior": "", "threads": options.threads}
@@ -108,6 +110,6 @@ def read(tool: Tool, options: EvaluationOptions) -> Training:
         chosen = tool.options(**{**known, **places})
     except TypeError as error:
         raise BadInput(f"{folder} was not made by {tool.name}: {error}") from error
-    validations = [summary.get("val_loss", {}), *(state.get("validations", {}) for state in told)]
+    validations = [*(state.get("validations", {}) for state in told), summary.get("val_loss", {})]
     losses = {int(step): float(loss) for several in validations for step, loss in several.items()}
     return Training(folder, chosen, losses, str(identity.get("base", "")), bool(summary))
