@@ -88,7 +88,7 @@ class Clip:
 
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
         scale = self.size / min(image.size)
-        height, width = (max(self.size, round(side * scale)) for side in pixels.shape[-2:])
+        height, width = (max(self.size, int(side * scale)) for side in pixels.shape[-2:])
         scaled = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
         top, left = (height - self.size) // 2, (width - self.size) // 2
         return (scaled[:, top : top + self.size, left : left + self.size] - self.mean) / self.std
