@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFilter
 
-from tests.train.conftest import PHOTOGRAPHS, TINY, Train, arguments, chosen_options, tool
+from tests.train.conftest import PHOTOGRAPHS, ROOT, TINY, Train, arguments, chosen_options, tool
 
 QUICK = {"family": "sdxl", "count": 2, "seeds": "7,8", "steps": 2, "threads": 1}
 
@@ -102,6 +102,20 @@ def test_every_checkpoint_is_drawn_measured_and_scored(trained: Path, report: di
     assert report["checkpoints"][1]["values"]["val_loss"] == pytest.approx(
         json.loads((trained / "final" / "training.json").read_text())["val_loss"]["4"], rel=1e-5
     )
+
+
+def test_the_page_explains_metrics_and_report(report: dict[str, Any]) -> None:
+    """docs/evaluation.md has each metric's direction and numbers, and a word for each field of report.json."""
+    from evaluate_checkpoints.scoring import METRICS
+
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    for name, metric in METRICS.items():
+        better = "higher" if metric.higher else "lower"
+        assert f"| `{name}` | {better} | {metric.weight:g} | {metric.matters:g} |" in text
+    entry = report["checkpoints"][0]
+    assert [
+        key for key in (*report, *report["best"], *report["settings"], *entry, *entry["images"][0]) if f"`{key}`" not in text
+    ] == []
 
 
 def test_the_report_can_be_looked_at(trained: Path, report: dict[str, Any]) -> None:
