@@ -10,10 +10,11 @@ import pytest
 
 from tests.support.commandline import Home
 
-pytestmark = pytest.mark.train
+# Two jobs, each of which loads torch two times.
+pytestmark = [pytest.mark.train, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-WITHIN_S = 110  # a job loads torch two times
+WITHIN_S = 150
 TINY = {
     "gpus": 0, "python": sys.executable, "name": "cat", "resolution": 64, "bucket_step": 32, "batch_size": 4, "threads": 1,
     "steps": 2, "checkpoint_every": 1, "val_every": 1, "sample_count": 0, "evaluate_clip": "none", "evaluate_steps": 1,
