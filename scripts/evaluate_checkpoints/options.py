@@ -51,7 +51,9 @@ class EvaluationOptions(Settings):
     threads: int = flag(0, PICTURES, "CPU threads (0: as torch chooses)", low=0, high=1024)
 
     clip: str = flag(
-        "openai/clip-vit-large-patch14", JUDGEMENT, "CLIP model that judges: a folder or a hub id; none: without what needs one",
+        "openai/clip-vit-large-patch14",
+        JUDGEMENT,
+        "CLIP model that judges: a folder or a hub id; none: without what needs one",
         env="RT_CLIP",
     )
     weights: str = flag(
