@@ -35,11 +35,9 @@ def write(
     files = kept(final, source)
     if not files:
         with model.at(checkpoint) as family:
-            shown = family.options
-            family.options = replace(training.options, name=name, steps=checkpoint.step)
-            written = export.write(family, final, name, about.metadata(family, photos))
+            true = replace(training.options, name=name, steps=checkpoint.step)
+            written = export.write(family, final, name, about.metadata(family, photos, true))
             export.verify(family, *written)
-            family.options = shown
         files = {file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in written}
     told = {
         "format": FORMAT,

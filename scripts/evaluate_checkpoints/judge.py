@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from evaluate_checkpoints import best, metrics, page, pictures, report, scoring, sheet
 from evaluate_checkpoints.clip import Clip
 from evaluate_checkpoints.options import EvaluationOptions
@@ -29,6 +27,7 @@ from lora.data import Photo, split, survey
 from lora.ends import BadInput, OutOfMemory
 from lora.family import Family
 from lora.images import load_pixels
+from lora.loop import quieten
 from lora.options import Options
 from lora.sampling import prompts_of
 from PIL import Image
@@ -80,9 +79,7 @@ class Evaluation:
 
 def evaluate(task: Task, kind: type[Family], stopping: Callable[[], None]) -> None:
     """Run the evaluation to its end; `stopping` raises when it has been asked to stop."""
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quieten()
     options, base = task.options, task.base
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -92,7 +89,7 @@ def evaluate(task: Task, kind: type[Family], stopping: Callable[[], None]) -> No
         run.pictures = pictures.plan(run.folder / "images", run.checkpoints, base, run.shown, (run.prompts, options.seed_list))
         pictures.draw(run.pictures, run.prompts, model, Cache(run.shown.cache_dir, base, kind, run.shown), stopping)
         pictures.tidy(run.folder / "images", run.pictures)
-        measure(run, task.clip, model.device, stopping)
+        measure(run, task.clip, model.settled.device, stopping)
         verdict = scoring.judge(run.measured, scoring.parse_weights(options.weights))
         conclude(run, verdict, learned(task), model)
     except torch.OutOfMemoryError as error:

@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lora import adapters
+from lora import adapters, prepare
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.checkpoint import Checkpoint, sha256
 from lora.ends import BadInput
 from lora.family import Family
-from lora.loop import choose_device
 from lora.loss import generator
 from lora.optimisation import Average
 from lora.options import Options
-from lora.sampling import Sampler
+from lora.ranks import Ranks
+from lora.sampling import Sampler, save_image
 
 # Streams of the training's own noise are 0 to 4.
 STREAM = 5
@@ -74,16 +74,21 @@ class Model:
     """The base with an adapter; loaded when it is first needed, since a finished evaluation needs none of it."""
 
     def __init__(self, base: Base, kind: type[Family], shown: Options) -> None:
-        self.base, self.kind, self.shown = base, kind, shown
-        self.device, self.dtype = choose_device(shown)
+        self.base, self.kind = base, kind
+        self.settled = prepare.settle(shown, base)
+        prepare.tune(self.settled)
         self._family: Family | None = None
+
+    @property
+    def shown(self) -> Options:
+        """The options of the pictures, with what auto stands for."""
+        return self.settled.options
 
     @property
     def family(self) -> Family:
         """The base, with an adapter as fresh as at the training's first step."""
         if self._family is None:
-            self._family = self.kind(self.base, self.shown, self.device, self.dtype)
-            adapters.attach(self._family, self.shown)
+            self._family = prepare.prepare(self.settled, self.kind, self.base)
             for part in self._family.parts().values():
                 part.eval()
         return self._family
@@ -115,16 +120,14 @@ def draw(pictures: Sequence[Picture], prompts: Sequence[str], model: Model, cach
         return
     print(f"{len(pictures) - len(missing)} of {len(pictures)} pictures are there", flush=True)
     missing[0].path.parent.mkdir(parents=True, exist_ok=True)
-    fill(cache, [], ["", *prompts], model.device, stopping)
-    sampler, started, done = Sampler(cache, model.shown, prompts), time.monotonic(), 0
+    fill(cache, [], ["", *prompts], model.settled.device, stopping)
+    sampler, started, done = Sampler(cache, model.shown, prompts, Ranks()), time.monotonic(), 0
     for checkpoint in dict.fromkeys(picture.checkpoint for picture in missing):
         with model.at(checkpoint) as family, torch.inference_mode():
             for picture in (picture for picture in missing if picture.checkpoint == checkpoint):
                 stopping()
                 image = sampler.image(family, prompts[picture.prompt], generator(picture.seed, STREAM))
-                part = picture.path.with_name(f".{picture.path.name}.part")
-                image.save(part, format="PNG")
-                part.replace(picture.path)
+                save_image(image, picture.path)
                 done += 1
                 tell(picture, len(pictures) - len(missing) + done, len(pictures), (time.monotonic() - started) / done)
 

@@ -1,6 +1,6 @@
 """sheet.png: all pictures side by side, a row for each checkpoint, a column for each prompt and seed, the best marked.
 
-Editing rules: Pillow only; nothing is computed here but places.
+Editing rules: nothing is computed here but places.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from evaluate_checkpoints.pictures import Picture
 from evaluate_checkpoints.scoring import Verdict
+from lora.sampling import save_image
 from PIL import Image, ImageDraw, ImageFont
 
 WIDEST = 4000
@@ -71,9 +72,7 @@ def make(path: Path, pictures: Sequence[Picture], prompts: Sequence[str], seeds:
                 (cell, cell), Image.Resampling.LANCZOS if side >= cell else Image.Resampling.BICUBIC
             )
         sheet.paste(small, grid.corner(rows[picture.checkpoint.step], picture.prompt, seeds.index(picture.seed)))
-    part = path.with_name(f".{path.name}.part")
-    sheet.save(part, format="PNG")
-    part.replace(path)
+    save_image(sheet, path)
 
 
 def heads(pen: ImageDraw.ImageDraw, grid: Grid, prompts: Sequence[str], seeds: Sequence[int]) -> None:

@@ -37,11 +37,9 @@ class Training:
 
     def as_shown(self, options: EvaluationOptions) -> Options:
         """The same with the size, steps and guidance of the evaluation's pictures; BadInput if they do not go together."""
-        changed: dict[str, Any] = {
-            "sample_steps": options.steps,
-            "sample_prompts": options.prompts,
-            "sample_count": options.count,
-        }
+        # Nothing is learnt: what would cost memory or time only for that is left out.
+        changed: dict[str, Any] = {"batch_size": 1, "gradient_checkpointing": "on", "compile": False}
+        changed |= {"sample_steps": options.steps, "sample_prompts": options.prompts, "sample_count": options.count}
         if options.resolution:
             changed |= {"resolution": options.resolution, "more_resolutions": "", "bucket_min": 0, "bucket_max": 0}
         if options.guidance:
@@ -104,7 +102,14 @@ def read(tool: Tool, options: EvaluationOptions) -> Training:
     ]
     values |= {name: identity[name] for name in decisive}
     known = {name: values[name] for name in flags(tool.options) if name in values}
-    places = {"output": options.output, "cache": options.cache, "metrics": "", "prior": "", "threads": options.threads}
+    places = {
+        "output": options.output,
+        "cache": options.cache,
+        "metrics": "",
+        "prior": "",
+        "prior_prompt": "",
+        "threads": options.threads,
+    }
     places |= {name: value for name in ("base", "dataset", "name") if (value := getattr(options, name))}
     try:
         chosen = tool.options(**{**known, **places})

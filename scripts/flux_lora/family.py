@@ -67,8 +67,6 @@ class Flux(Family):
     VERSION = "flux1"
     ARCHITECTURE = "flux-1-dev/lora"
     IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
-    # An estimate: 12 billion weights, and the activations of 57 blocks.
-    MEMORY_GIB = (27.0, 24.0)
     READER = "FluxLoraLoaderMixin"
     PREFIXES: ClassVar = {"transformer": "lora_unet_", "text_encoder": "lora_te1_"}
 

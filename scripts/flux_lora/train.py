@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what all trai
 
 from lora.base import Kind
 from lora.flags import flag, revised
+from lora.memory import Footprint, Targets
 from lora.options import NETWORK, TRAINING, Options
 from lora.program import Tool, main
 
@@ -40,6 +41,17 @@ def single_file(_header: Mapping[str, Any]) -> str:
     return "a single file holds the transformer without its text encoders; give a diffusers folder or a hub id"
 
 
+# Weights are those of FLUX.1-dev. Activations were counted on a net of the real size, as autograd keeps them in bf16.
+FOOTPRINT = Footprint(
+    weights=11.901,
+    blocks=11.8,
+    texts=0.123,
+    targets={"attention": Targets(rank_one=1.2, kept=24.0, constant=2.0), "all": Targets(rank_one=4.0, kept=30.0, constant=3.0)},
+    checkpoints=2.0,
+    # int8 is all but exact, and quicker than to compute activations again; nf4 is neither.
+    ladder=(("none", False), ("none", True), ("int8", False), ("int8", True), ("nf4", False), ("nf4", True)),
+)
+
 KIND = Kind(
     name="FLUX.1",
     net="transformer",
@@ -55,6 +67,7 @@ KIND = Kind(
     scheduler={},
     foreign=foreign,
     single_file=single_file,
+    footprint=FOOTPRINT,
 )
 
 

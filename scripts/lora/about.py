@@ -91,9 +91,8 @@ def training(options: Options) -> dict[str, Any]:
     }
 
 
-def metadata(family: Family, photos: Sequence[Photo]) -> dict[str, str]:
-    """All of it, as text."""
-    options = family.options
+def metadata(family: Family, photos: Sequence[Photo], options: Options) -> dict[str, str]:
+    """All of it, as text; the options are those that came true, such as the steps of a training that ended early."""
     size = f"{options.resolution}x{options.resolution}"
     facts: dict[str, Any] = {
         **network(options),

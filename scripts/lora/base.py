@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from lora.ends import BadInput, Unavailable
+from lora.memory import Footprint
 
 SAMPLE_BYTES = 65536
+# How the names of the net's tensors begin in a checkpoint in one file.
+SINGLE_FILE_NET = "model.diffusion_model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Kind:
     """(the pipeline's class, the net's configuration) → why it is not of this family, or an empty string."""
     single_file: Callable[[Mapping[str, Any]], str]
     """Header of a single file → why it is not of this family, or an empty string."""
+    footprint: Footprint
+    """What its training needs of a GPU's memory."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -75,6 +81,14 @@ class Base:
             str(self.path / part), dtype=dtype, variant=self.variant_of(part), local_files_only=True, use_safetensors=True
         )
         return model.requires_grad_(False).eval()
+
+    def net_weights(self) -> float:
+        """How many weights the net has, in billions."""
+        single = self.path.is_file()
+        files = [self.path] if single else sorted((self.path / self.kind.net).glob("*.safetensors"))
+        found = {name: entry for file in files for name, entry in read_header(file).items() if name != "__metadata__"}
+        prefix = SINGLE_FILE_NET if single else ""
+        return sum(math.prod(entry["shape"]) for name, entry in found.items() if name.startswith(prefix)) / 1e9
 
     def variant_of(self, part: str) -> str | None:
         """The variant of a part's weights: the hub has some parts in half precision only."""
@@ -170,12 +184,17 @@ def from_folder(path: Path, name: str, kind: Kind) -> Base:
     )
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Name → type, shape and place of each tensor of a .safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return dict(json.loads(file.read(length))) if length < 100_000_000 else {}
+
+
 def from_file(path: Path, name: str, kind: Kind) -> Base:
     """A checkpoint in one .safetensors file; refused when the header lacks what only this family has."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < 100_000_000 else {}
+        header = read_header(path)
     except (OSError, ValueError, struct.error) as error:
         raise BadInput(f"the base {name} is not a readable .safetensors file: {error}") from error
     if reason := kind.single_file(header):

@@ -193,6 +193,7 @@ class Order:
     """The endless sequence of batches; `batch(n)` depends on nothing but the seed and n."""
 
     def __init__(self, photos: Sequence[Photo], batch_size: int, seed: int) -> None:
+        self.photos = photos
         self._epoch = lru_cache(maxsize=2)(lambda epoch: group(of_epoch(photos, epoch), batch_size, seed, epoch))
         self._before = [0]
 

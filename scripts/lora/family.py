@@ -41,12 +41,12 @@ class Family(ABC):
     """modelspec.architecture"""
     IMPLEMENTATION: ClassVar[str]
     """modelspec.implementation"""
-    MEMORY_GIB: ClassVar[tuple[float, float]]
-    """In bf16: (all but activations, activations of one image of 1024²)."""
     READER: ClassVar[str]
     """diffusers' class that reads LoRA files, in diffusers.loaders.lora_pipeline."""
     PREFIXES: ClassVar[Mapping[str, str]]
     """Part that learns → how its layers' names begin in kohya's format."""
+    roomy: bool = True
+    """Whether the GPU has room to decode a sample whole."""
 
     def __init__(self, base: Base, options: Options, device: torch.device, dtype: torch.dtype) -> None:
         self.base, self.options, self.device, self.dtype = base, options, device, dtype
@@ -58,6 +58,12 @@ class Family(ABC):
     def parts(self) -> dict[str, Any]:
         """The parts that learn, by the names of their folders."""
         return {self.base.kind.net: self.net, **self.encoders}
+
+    def move(self, device: torch.device) -> None:
+        """Take all of it to a device."""
+        self.device = device
+        for part in self.parts().values():
+            part.to(device)
 
     def autocast(self) -> torch.autocast:
         """The forward pass in the precision of the frozen weights; the adapter itself is fp32."""

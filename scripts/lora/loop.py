@@ -1,21 +1,16 @@
-"""The training itself: prepare, resume, step, watch, export.
+"""The course of a training: encode, prepare, resume, run, export.
 
-Read `train` first; the rest is in the order it is called. The learning rate, the data order and all noise are functions of the
-step, so adapter, optimiser and step are the whole state.
+Read `train`; the rest is in the order it is called. What happens between its first and its last step is in run.py.
 
-Editing rules: at the top of each turn of the loop the training can stop and be resumed bit for bit; nothing may carry over from
-one step to the next but the adapter and the optimiser.
+Editing rules: with several ranks all of them run all of this; only the first one writes.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import diffusers
@@ -23,43 +18,99 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, optimisation
+from lora import about, checkpoint, export, optimisation, prepare
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
 from lora.data import Order, Photo, dataset_digest, split
-from lora.ends import BadInput, Interrupted, NotANumber, OutOfMemory
+from lora.ends import Interrupted, OutOfMemory
 from lora.family import Family
-from lora.loss import training_loss, validation_loss
+from lora.laps import Laps
 from lora.options import Options
+from lora.ranks import Ranks, joined
+from lora.run import Run
 from lora.sampling import Sampler, prompts_of
 
 
-def train(options: Options, photos: Sequence[Photo], base: Base, kind: type[Family], stopping: Callable[[], None]) -> None:
-    """Run the training to its end; `stopping` raises when it has been asked to stop."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be trained, checked."""
+
+    options: Options
+    photos: Sequence[Photo]
+    base: Base
+    family: type[Family]
+
+
+def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
+    """Run the training to its end; `asked` raises when this process has been asked to stop."""
+    quieten()
+    if task.options.threads:
+        torch.set_num_threads(task.options.threads)
+    optimisation.check(task.options)
+    laps.mark("libraries")
+    with joined() as ranks:
+        try:
+            found = checkpoint.newest(task.options.output_dir / "checkpoints")
+            settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None)
+            prepare.tune(settled)
+            task = replace(task, options=settled.options)
+            run, sampler = ready(task, settled, ranks, asked, laps)
+            if found is not None:
+                run.resume(found)
+            run.announce()
+            run.loop(sampler, agreed(ranks, asked), laps)
+        except torch.OutOfMemoryError as error:
+            advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
+            raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
+        if ranks.first:
+            with run.average.shown():
+                finish(run, task)
+
+
+def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[], None], laps: Laps) -> tuple[Run, Sampler]:
+    """A training before its first step: all is encoded, and the model is there."""
+    options = task.options
+    learned, watched = split(task.photos, options.val_fraction, options.seed)
+    cache = Cache(options.cache_dir, task.base, task.family, options)
+    prompts = prompts_of(options, learned)
+    fill(cache, *to_encode(options, task.photos, prompts), settled.device, asked)
+    ranks.wait()
+    laps.mark("encoding")
+    model = prepare.prepare(settled, task.family, task.base)
+    laps.mark("model")
+    run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched, ranks)
+    run.identity = identity(task, ranks)
+    return run, Sampler(cache, options, prompts, ranks)
+
+
+def quieten() -> None:
+    """Leave standard output to what this program says."""
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    optimisation.check(options)
-    device, dtype = choose_device(options)
-    learned, watched = split(photos, options.val_fraction, options.seed)
-    prompts = prompts_of(options, learned)
-    cache = Cache(options.cache_dir, base, kind, options)
-    try:
-        fill(cache, *to_encode(options, photos, prompts), device, stopping)
-        model = prepare(options, kind(base, options, device, dtype))
-        run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched)
-        run.identity = {**options.fingerprint(), "base": base.digest, "dataset": dataset_digest(photos), "dtype": str(dtype)}
-        run.resume()
-        run.announce(learned)
-        run.loop(Sampler(cache, options, prompts), stopping)
-    except torch.OutOfMemoryError as error:
-        advice = "lower --batch-size or --resolution, pass --gradient-checkpointing on, or take a larger GPU"
-        raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
-    with run.average.shown():
-        finish(run, learned, base)
+
+
+def agreed(ranks: Ranks, asked: Callable[[], None]) -> Callable[[], None]:
+    """Stop all ranks at the same place when one has been asked to; all ranks call it equally often."""
+
+    def stopping() -> None:
+        mine: Interrupted | None = None
+        try:
+            asked()
+        except Interrupted as interruption:
+            mine = interruption
+        if ranks.any(mine is not None):
+            raise mine or Interrupted("another process of this training was asked to stop; the work is kept")
+
+    return stopping
+
+
+def identity(task: Task, ranks: Ranks) -> dict[str, Any]:
+    """What decides what is learnt: a checkpoint only continues under the same."""
+    decisive = task.options.fingerprint()
+    passes = {"grad_accumulation": task.options.grad_accumulation * ranks.count}
+    return {**decisive, **passes, "base": task.base.digest, "dataset": dataset_digest(task.photos)}
 
 
 def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str]) -> tuple[list[Photo], list[str]]:
@@ -69,196 +120,11 @@ def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str])
     return both, ["", *captions, *prompts]
 
 
-def choose_device(options: Options) -> tuple[torch.device, torch.dtype]:
-    """The GPU in bf16 where it can, else fp32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = options.precision == "bf16" or (
-        options.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(False)
-    )
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    return device, torch.bfloat16 if bf16 else torch.float32
-
-
-def wants_gradient_checkpointing(options: Options, family: type[Family], device: torch.device) -> bool:
-    """As asked; on auto only where the activations would not fit."""
-    if options.gradient_checkpointing != "auto" or device.type != "cuda":
-        return options.gradient_checkpointing == "on"
-    fixed, image = family.MEMORY_GIB
-    needed = fixed + image * options.batch_size * (options.resolution / 1024) ** 2
-    present = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if needed > 0.9 * present:
-        print(f"gradient checkpointing is on: about {needed:.0f} GiB needed without it, the GPU has {present:.0f}", flush=True)
-    return needed > 0.9 * present
-
-
-def prepare(options: Options, family: Family) -> Family:
-    """The frozen model with fresh adapters."""
-    adapters.attach(family, options)
-    if wants_gradient_checkpointing(options, type(family), family.device):
-        family.net.enable_gradient_checkpointing()
-    family.net.train()
-    for encoder in family.encoders.values():
-        encoder.train()
-    return family
-
-
-@dataclass(slots=True)
-class Run:
-    """A training on its way."""
-
-    options: Options
-    model: Family
-    cache: Cache
-    order: Order
-    watched: Sequence[Photo]
-    identity: dict[str, Any] = field(default_factory=dict)
-    parameters: list[torch.nn.Parameter] = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
-    average: optimisation.Average = field(init=False)
-    step: int = 0
-    validations: dict[int, float] = field(default_factory=dict)
-    since_log: list[tuple[float, float]] = field(default_factory=list)
-    """(loss, seconds) of each step since the last progress line."""
-
-    def __post_init__(self) -> None:
-        """Make the optimiser over what learns."""
-        groups = []
-        for part in self.model.parts().values():
-            rate = self.options.lr if part is self.model.net else self.options.text_lr
-            groups.append({"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "full_lr": rate})
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.optimizer = optimisation.make(self.options, groups)
-        self.average = optimisation.Average(self.parameters, self.options.ema)
-
-    def announce(self, learned: Sequence[Photo]) -> None:
-        """Print what follows from the options, once."""
-        steps, per_step = self.options.steps, self.options.batch_size * self.options.grad_accumulation
-        names = len({photo.path for photo in learned if not photo.prior})
-        count = sum(len(adapters.layers(part)) for part in self.model.parts().values())
-        print(
-            f"{sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {count} layers from {names} images,"
-            f" {steps} steps of {per_step} = {steps * per_step / names:.1f} views of each,"
-            f" on {self.model.device} in {str(self.model.dtype).removeprefix('torch.')}",
-            flush=True,
-        )
-
-    def resume(self) -> None:
-        """Continue from the newest checkpoint that verifies, if there is one."""
-        found = checkpoint.newest(self.options.output_dir / "checkpoints")
-        if found is None:
-            return
-        state = found.state()
-        checkpoint.check_same(state["identity"], self.identity, found.path)
-        adapters.restore(self.model, found.tensors("adapter"))
-        optimisation.unpack(self.optimizer, found.tensors("optimizer"), state["optimizer"])
-        if self.options.ema:
-            self.average.restore(found.tensors("average"))
-        self.step = found.step
-        self.validations = {int(step): loss for step, loss in state["validations"].items()}
-        print(f"resumed at step {self.step} from {found.path.name}", flush=True)
-        if self.step > self.options.steps:
-            raise BadInput(f"{found.path} is past --steps {self.options.steps}; ask for more steps or use another --output")
-
-    def save(self) -> None:
-        """Write a checkpoint of this step unless it is there."""
-        folder = self.options.output_dir / "checkpoints"
-        path = folder / checkpoint.name_of(self.step)
-        if path.is_dir() and not checkpoint.fault(path):
-            return
-        moments, numbers = optimisation.packed(self.optimizer)
-        tensors = {"adapter": adapters.tensors(self.model), "optimizer": moments}
-        if self.options.ema:
-            tensors["average"] = self.average.tensors()
-        state = {"identity": self.identity, "validations": self.validations, "optimizer": numbers}
-        checkpoint.save(folder, self.step, tensors, state)
-        checkpoint.prune(folder, self.options.keep_checkpoints)
-        print(f"checkpoint {path.name}", flush=True)
-
-    def loop(self, sampler: Sampler, stopping: Callable[[], None]) -> None:
-        """Alternate between looking at the model and one step, until the last step was looked at."""
-        try:
-            while True:
-                stopping()
-                self.look(sampler, stopping)
-                if self.step == self.options.steps:
-                    return
-                self.advance()
-        except Interrupted:
-            self.save()
-            raise
-
-    def look(self, sampler: Sampler, stopping: Callable[[], None]) -> None:
-        """Progress line, checkpoint, validation and samples, where they are due."""
-        first, last = self.step == 0, self.step == self.options.steps
-        if self.since_log and (last or self.step % self.options.log_every == 0):
-            self.report()
-        if last or (not first and due(self.step, self.options.checkpoint_every)):
-            self.save()
-        if (first or last or due(self.step, self.options.val_every)) and self.step not in self.validations:
-            stopping()
-            with self.average.shown():
-                self.validations[self.step] = validation_loss(self.model, self.cache, self.watched, self.options.seed)
-            print(f"validation step {self.step} loss {self.validations[self.step]:.4f}", flush=True)
-            self.record({"val_loss": self.validations[self.step]})
-        if sampler.prompts and (last or due(self.step, self.options.sample_every)):
-            with self.average.shown():
-                sampler.write(self.model, self.step, stopping)
-
-    def advance(self) -> None:
-        """One optimiser step."""
-        started = time.monotonic()
-        options, share = self.options, optimisation.share(self.options, self.step)
-        total = torch.zeros((), device=self.model.device)
-        for position in range(self.step * options.grad_accumulation, (self.step + 1) * options.grad_accumulation):
-            loss = (
-                training_loss(self.model, self.cache, self.order.batch(position), options, position) / options.grad_accumulation
-            )
-            loss.backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, options.clip or math.inf)
-        if not math.isfinite(float(total + norm)):
-            raise NotANumber(
-                f"at step {self.step + 1} the loss is {float(total)} and the gradient's norm {float(norm)}; nothing of this step was kept:"
-                " lower --lr, add --warmup, or check the images of this run"
-            )
-        for entry in self.optimizer.param_groups:
-            entry["lr"] = entry["full_lr"] * share
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        self.average.update(self.step)
-        self.since_log.append((float(total), time.monotonic() - started))
-
-    def report(self) -> None:
-        """The progress line and its metrics: mean loss and speed since the last one."""
-        count = len(self.since_log)
-        loss, seconds = (sum(column) for column in zip(*self.since_log, strict=True))
-        self.since_log.clear()
-        speed, rate = count / seconds, self.options.lr * optimisation.share(self.options, self.step - 1)
-        eta = (self.options.steps - self.step) / speed
-        line = f"step {self.step}/{self.options.steps} loss {loss / count:.4f} lr {rate:.1e} {speed:.2f} steps/s eta {eta:.0f} s"
-        print(line, flush=True)
-        self.record({"loss": loss / count, "lr": rate, "speed_steps_per_s": round(speed, 4), "eta_s": round(eta, 1)})
-
-    def record(self, values: Mapping[str, float]) -> None:
-        """Append one line of metrics; a resumed training may repeat lines after its checkpoint, with the same values."""
-        self.options.metrics_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.options.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"step": self.step, **values, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}) + "\n"
-            )
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something done every so many steps (0: never) is due now."""
-    return every > 0 and step % every == 0
-
-
-def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
+def finish(run: Run, task: Task) -> None:
     """Write the LoRA in both formats, read both back, and say what was made."""
-    options, final = run.options, run.options.output_dir / "final"
-    files = export.write(run.model, final, options.name, about.metadata(run.model, learned))
+    options, final, learned = run.options, run.options.output_dir / "final", run.order.photos
+    true = replace(options, steps=run.step, grad_accumulation=run.passes)
+    files = export.write(run.model, final, options.name, about.metadata(run.model, learned, true))
     export.verify(run.model, *files)
     summary = {
         "name": options.name,
@@ -266,10 +132,10 @@ def finish(run: Run, learned: Sequence[Photo], base: Base) -> None:
         "steps": run.step,
         "images": len({photo.path for photo in learned if not photo.prior}),
         "val_loss": {str(step): loss for step, loss in sorted(run.validations.items())},
-        "base": {"name": base.name, "digest": base.digest},
+        "base": {"name": task.base.name, "digest": task.base.digest},
         "dataset_digest": run.identity["dataset"],
         "device": str(run.model.device),
-        "dtype": run.identity["dtype"],
+        "dtype": str(run.model.dtype),
         "options": asdict(options),
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft)}
         | {"python": platform.python_version()},

@@ -19,6 +19,7 @@ from lora.captions import orders
 from lora.data import Photo, group
 from lora.family import Family
 from lora.options import Options
+from lora.ranks import Ranks
 
 VALIDATION_BATCH = 8
 
@@ -63,14 +64,19 @@ def training_loss(family: Family, cache: Cache, photos: Sequence[Photo], options
 
 
 @torch.no_grad()
-def validation_loss(family: Family, cache: Cache, photos: Sequence[Photo], seed: int) -> float:
-    """Mean error over the photos with noise and times that are the same at every call; times are spread evenly."""
-    total, number = 0.0, 0
-    for members in group([replace(photo, repeats=1) for photo in photos], VALIDATION_BATCH, seed, epoch=0):
+def validation_loss(family: Family, cache: Cache, photos: Sequence[Photo], seed: int, ranks: Ranks) -> float:
+    """Mean error over the photos with noise and times that are the same at every call; times are spread evenly.
+
+    The ranks share the passes, and add what comes of them up in the same order; all call it equally often.
+    """
+    passes = group([replace(photo, repeats=1) for photo in photos], VALIDATION_BATCH, seed, epoch=0)
+    starts = [sum(map(len, passes[:index])) for index in range(len(passes))]
+    sums = torch.zeros(len(passes), dtype=torch.float64)
+    for index in ranks.mine(range(len(passes))):
+        members, number = passes[index], starts[index]
         batch = family.batch(cache, members, [photo.caption for photo in members])
         shape = batch["mean"].shape
         noise = torch.randn(shape, generator=generator(seed, number, 1)).to(family.device)
         times = family.even_times((torch.arange(number, number + len(members)) + 0.5) / len(photos), shape)
-        total += float(image_errors(family.errors(batch, batch["mean"], noise, times), batch).sum())
-        number += len(members)
-    return total / number
+        sums[index] = float(image_errors(family.errors(batch, batch["mean"], noise, times), batch).sum())
+    return sum(ranks.total(sums).tolist()) / len(photos)

@@ -232,6 +232,12 @@ class Options(Settings):
                 found.append(f"{shown} is {size}, it must be at least --bucket-step, {self.bucket_step}")
             elif not low <= size <= high:
                 found.append(f"{shown} is {size}, outside the bucket sides {low} to {high}")
+        if self.plateau != "none" and not self.val_every:
+            found.append(f"--plateau {self.plateau} needs --val-every: a plateau is seen by validations")
+        if self.network == "dora" and self.quantize not in ("auto", "none"):
+            found.append(
+                f"--quantize {self.quantize} with --network dora: its strengths are those of exact weights; use lora, loha or lokr"
+            )
         if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name.startswith("."):
             found.append(f"--name is {self.name!r}: letters, digits, '-', '_' and '.' only, and no leading '.'")
         return found
@@ -240,6 +246,8 @@ class Options(Settings):
         """The values that decide what is learnt: a checkpoint only continues under the same ones."""
         decisive = {name: getattr(self, name) for name, (_, _, about) in flags(type(self)).items() if not about.free}
         # More steps at a constant rate are the same training, longer.
+        if self.plateau != "none":
+            decisive["val_every"] = self.val_every
         # What auto stands for, and how many passes all ranks make, is added where it is known.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
 

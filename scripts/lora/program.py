@@ -16,6 +16,7 @@ Editing rules: what can be checked without torch is checked before torch is load
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import subprocess
@@ -34,7 +35,9 @@ from lora.base import Kind, find
 from lora.data import survey
 from lora.ends import CannotWrite, End, Interrupted
 from lora.flags import flags, parse
+from lora.laps import Laps
 from lora.options import Options
+from lora.ranks import launch, wanted
 from lora.report import report
 
 
@@ -91,17 +94,22 @@ def smoke_options(tool: Tool, options: Options) -> Options:
 
 def main(tool: Tool) -> int:
     """Check everything that is cheap to check, then load torch and train."""
-    stop = Stop()
+    laps, stop = Laps(), Stop()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises of packages that nobody needs here
     options = parse(sys.argv[1:], os.environ, tool.options)
     try:
         options = smoke_options(tool, options) if options.smoke else options
         photos, base = survey(options), find(options.base, tool.kind)
         options, chosen = presets.apply(options, photos)
-        print("\n".join([*report(options, photos), *chosen, f"base: {base.name}"]), flush=True)
+        laps.mark("dataset")
+        if (count := wanted(options.ranks)) > 1:
+            return launch(sys.argv, count, stop)
+        if os.environ.get("RANK", "0") == "0":
+            print("\n".join([*report(options, photos), *chosen, f"base: {base.name}"]), flush=True)
         stop()
-        from lora.loop import train
+        from lora.loop import Task, train
 
-        train(options, photos, base, tool.family(), stop)
+        train(Task(options, photos, base, tool.family()), stop, laps)
     except End as end:
         print(f"{'stopped' if isinstance(end, Interrupted) else 'error'}: {end}", file=sys.stderr, flush=True)
         return end.exit_code

@@ -1,4 +1,4 @@
-"""Sample images on the way, always of the same prompts from the same noise.
+"""Sample images on the way, always of the same prompts from the same noise, and one sheet of all of them.
 
 Editing rules: a sample that is there is kept; one that is being written begins with a dot.
 """
@@ -10,38 +10,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from lora.cache import Cache
 from lora.data import Photo, buckets, nearest
 from lora.family import Family
 from lora.loss import generator
 from lora.options import Options
+from lora.ranks import Ranks
+
+SHEET = "sheet.png"
+SHEET_ROWS, SHEET_CELL, SHEET_LETTERS, GAP, LABEL = 12, 256, 44, 8, 16  # rows, px, letters, px, px
 
 
 class Sampler:
     """Makes sample images with the model as it is; the VAE is loaded at the first one."""
 
-    def __init__(self, cache: Cache, options: Options, prompts: Sequence[str]) -> None:
-        self.cache, self.options, self.prompts = cache, options, prompts
+    def __init__(self, cache: Cache, options: Options, prompts: Sequence[str], ranks: Ranks) -> None:
+        self.cache, self.options, self.prompts, self.ranks = cache, options, prompts, ranks
+        self.folder = options.output_dir / "samples"
         sizes = buckets(options.resolution, options.bucket_step, *options.bucket_limits(options.resolution))
         self.size = nearest(1, 1, sizes)
         self._vae: Any = None
 
+    def path(self, step: int, number: int) -> Path:
+        """samples/step-000100-0.png"""
+        return self.folder / f"step-{step:06d}-{number}.png"
+
     @torch.no_grad()
-    def write(self, family: Family, step: int, stopping: Callable[[], None]) -> list[Path]:
-        """samples/step-000100-0.png and so on, one for each prompt, always from the same noise; those that are there are kept."""
-        folder = self.options.output_dir / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"step-{step:06d}-{number}.png" for number in range(len(self.prompts))]
-        for number, (path, prompt) in enumerate(zip(paths, self.prompts, strict=True)):
-            if path.exists():
-                continue
+    def write(self, family: Family, step: int, stopping: Callable[[], None]) -> None:
+        """One image for each prompt, shared out among the ranks, and the sheet; those that are there are kept.
+
+        `stopping` is asked once for each prompt of a rank, whether it is there or not, so that all ranks ask equally often.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(self.prompts), self.ranks.count):
             stopping()
-            part = path.with_name(f".{path.name}.part")
-            self.image(family, prompt, generator(self.options.seed, number, 2)).save(part, format="PNG")
-            part.replace(path)
-        return paths
+            number = start + self.ranks.number
+            if number < len(self.prompts) and not self.path(step, number).exists():
+                draw = generator(self.options.seed, number, 2)
+                save_image(self.image(family, self.prompts[number], draw), self.path(step, number))
+        self.ranks.wait()
+        if self.ranks.first:
+            save_image(sheet(self.folder, self.prompts), self.folder / SHEET)
+
+    def forget(self, step: int) -> None:
+        """Remove the samples of later steps, which the training has been sent back from."""
+        for path in self.folder.glob("step-*-*.png"):
+            if self.ranks.first and int(path.name.split("-")[1]) > step:
+                path.unlink()
 
     @torch.no_grad()
     def image(self, family: Family, prompt: str, draw: torch.Generator) -> Image.Image:
@@ -49,9 +66,40 @@ class Sampler:
         latents = family.denoise(family.texts(self.cache, ["", prompt]), self.size, draw)
         if self._vae is None:
             self._vae = self.cache.base.load("vae", family.dtype).to(family.device)
+            if not family.roomy:
+                self._vae.enable_tiling()
         pixels = family.decode(self._vae, latents.to(family.dtype))
         levels = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG, all of it or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    image.save(part, format="PNG")
+    part.replace(path)
+
+
+def sheet(folder: Path, prompts: Sequence[str]) -> Image.Image:
+    """All samples in rows of steps and columns of prompts; of many steps some, the first and the last among them."""
+    steps = sorted({int(path.name.split("-")[1]) for path in folder.glob("step-*-*.png")})
+    rows = min(SHEET_ROWS, len(steps))
+    shown = [steps[i * (len(steps) - 1) // max(1, rows - 1)] for i in range(rows)]
+    size = (len(prompts) * (SHEET_CELL + GAP) + GAP, rows * (SHEET_CELL + LABEL) + LABEL + GAP)
+    made = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(made)
+    for column, prompt in enumerate(prompts):
+        left = GAP + column * (SHEET_CELL + GAP)
+        # Pillow's own font knows Western letters only.
+        draw.text((left, 2), prompt[:SHEET_LETTERS].encode("latin-1", "replace").decode("latin-1"), fill="black")
+        for row, step in enumerate(shown):
+            top = LABEL + row * (SHEET_CELL + LABEL)
+            draw.text((left, top + 2), f"step {step}", fill="grey")
+            path = folder / f"step-{step:06d}-{column}.png"
+            if path.is_file():
+                with Image.open(path) as image:
+                    made.paste(ImageOps.contain(image.convert("RGB"), (SHEET_CELL,) * 2), (left, top + LABEL))
+    return made
 
 
 def prompts_of(options: Options, photos: Sequence[Photo]) -> list[str]:

@@ -9,7 +9,7 @@ more=
 [ "${OPTIMIZER:-}" != adamw8bit ] || more=bitsandbytes
 
 has_everything() {
-  "$1" -c "import accelerate, diffusers, numpy, peft, PIL, safetensors, torch, transformers${more:+, $more}"
+  "$1" -c "import accelerate, diffusers, numpy, peft, PIL, safetensors, tensorboardX, torch, transformers${more:+, $more}"
 }
 echo "looking for the training libraries in $python"
 if has_everything "$python" 2>/dev/null; then

@@ -38,6 +38,10 @@ class UnetFamily(Family):
         self.signal = noise_levels(config).to(device)
         self.prediction = config.get("prediction_type", "epsilon")
 
+    def move(self, device: torch.device) -> None:
+        super().move(device)
+        self.signal = self.signal.to(device)
+
     @staticmethod
     def encode_pixels(vae: Any, pixels: torch.Tensor) -> Tensors:
         posterior, scale = vae.encode(pixels).latent_dist, vae.config.scaling_factor

@@ -21,8 +21,6 @@ class Sd15(UnetFamily):
     VERSION = "sd_v1"
     ARCHITECTURE = "stable-diffusion-v1/lora"
     IMPLEMENTATION = "https://github.com/CompVis/stable-diffusion"
-    # An estimate: 0.9 billion weights, and activations a quarter of these at 512².
-    MEMORY_GIB = (3.0, 7.0)
     READER = "StableDiffusionLoraLoaderMixin"
     PREFIXES: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 

@@ -30,8 +30,6 @@ class Sdxl(UnetFamily):
     VERSION = "sdxl_base_v1-0"
     ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
     IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
-    # Measured elsewhere with this optimiser.
-    MEMORY_GIB = (6.0, 7.0)
     READER = "StableDiffusionXLLoraLoaderMixin"
     PREFIXES: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 

@@ -110,13 +110,14 @@ def train(bases: Callable[[str], Path], cache: Path, photographs: Path, tmp_path
     def run(family: str, stopping: Callable[[], None] = lambda: None, **options: object) -> Path:
         from lora.base import find
         from lora.data import survey
-        from lora.loop import train
+        from lora.laps import Laps
+        from lora.loop import Task, train
 
         places = {"base": bases(family), "dataset": photographs, "output": tmp_path / "output", "cache": cache}
         targets = {"targets": "all"} if family == "flux" else {}
         chosen = chosen_options(family, **{**places, **TINY, **targets, **options})
         trainer = tool(family)
-        train(chosen, survey(chosen), find(chosen.base, trainer.kind), trainer.family(), stopping)
+        train(Task(chosen, survey(chosen), find(chosen.base, trainer.kind), trainer.family()), stopping, Laps())
         return chosen.output_dir
 
     return run

@@ -27,6 +27,7 @@ def test_a_sample_is_the_picture_that_diffusers_makes(base: Path, tmp_path: Path
     from diffusers import StableDiffusionXLPipeline
     from lora.cache import Cache, fill
     from lora.loss import generator
+    from lora.ranks import Ranks
     from lora.sampling import Sampler
     from PIL import Image
 
@@ -34,14 +35,15 @@ def test_a_sample_is_the_picture_that_diffusers_makes(base: Path, tmp_path: Path
     model = model_of(base, output=tmp_path, sample_steps=4, sample_guidance=3)
     cache = Cache(tmp_path / "cache", model.base, type(model), model.options)
     fill(cache, [], ["", prompt], model.device, lambda: None)
-    (path,) = Sampler(cache, model.options, [prompt]).write(model, 7, lambda: None)
+    sampler = Sampler(cache, model.options, [prompt], Ranks())
+    sampler.write(model, 7, lambda: None)
     pipeline = StableDiffusionXLPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 4, 8, 8), generator=generator(model.options.seed, 0, 2))
     wanted = {"prompt": prompt, "negative_prompt": "", "latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
     theirs = np.asarray(pipeline(**wanted, height=64, width=64).images[0]).astype(int)
-    with Image.open(path) as ours:
-        assert path.name == "step-000007-0.png" and np.abs(np.asarray(ours).astype(int) - theirs).max() <= 1
+    with Image.open(tmp_path / "samples" / "step-000007-0.png") as ours:
+        assert np.abs(np.asarray(ours).astype(int) - theirs).max() <= 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

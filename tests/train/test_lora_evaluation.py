@@ -39,11 +39,12 @@ def learn(output: Path, base: Path, cache: Path, photographs: Path, **options: o
     """Train SDXL in this process."""
     from lora.base import find
     from lora.data import survey
-    from lora.loop import train
+    from lora.laps import Laps
+    from lora.loop import Task, train
 
     places = {"base": base, "dataset": photographs, "output": output, "cache": cache}
     chosen, trainer = chosen_options(**{**places, **TINY, **options}), tool("sdxl")
-    train(chosen, survey(chosen), find(chosen.base, trainer.kind), trainer.family(), lambda: None)
+    train(Task(chosen, survey(chosen), find(chosen.base, trainer.kind), trainer.family()), lambda: None, Laps())
     return output
 
 
@@ -173,8 +174,10 @@ def test_without_clip_the_rest_is_compared(trained: Path, base: Path, photograph
     places = {"base": base, "dataset": photographs}
     told = evaluate(output=output, trained=torn, clip="none", seeds=7, count=1, cache=cache, name="mine", resolution=32, **places)
     assert [entry["step"] for entry in told["checkpoints"]] == [2, 6]
-    assert set(told["missing"]) == {"clip_score", "cmmd", "kid", "consistency", "copying", "val_loss", "fid"}
-    assert list(told["weights"]) == ["sharpness"] and told["damaged"][0].startswith("step-000004: adapter.safetensors")
+    assert set(told["missing"]) == {"clip_score", "cmmd", "kid", "consistency", "copying", "fid"}
+    assert list(told["weights"]) == ["sharpness", "val_loss"] and told["damaged"][0].startswith(
+        "step-000004: adapter.safetensors"
+    )
     assert told["best"]["files"] == ["final/mine_best.safetensors", "final/mine_best_kohya.safetensors"]
     with Image.open(output / "evaluation" / told["checkpoints"][0]["images"][0]["file"]) as picture:
         assert picture.size == (32, 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,16 +75,38 @@ def test_progress_can_be_followed(trained: tuple[Path, str]) -> None:
     assert [m["step"] for m in metrics if "loss" in m] == [10, 20, 30]
     assert [m["step"] for m in metrics if "val_loss" in m] == [0, 15, 30]
     assert all({"lr", "speed_steps_per_s", "eta_s", "time"} <= set(m) for m in metrics if "loss" in m)
+    assert re.search(r"^first step after \d+\.\d s: dataset .*, libraries .*, encoding .*, model .*, first step ", said, re.M)
+
+
+def test_tensorboard_shows_the_metrics(trained: tuple[Path, str]) -> None:
+    """Each number of metrics.jsonl is a scalar of the same step in the event file."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    output, _ = trained
+    (file,) = (output / "tensorboard").iterdir()
+    data, found, at = file.read_bytes(), {}, 0
+    while at < len(data):  # a record is its length, a checksum of that, its content, and a checksum of this
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + size])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        at += 16 + size
+    told = [json.loads(line) for line in (output.parent / "metrics.jsonl").read_text().splitlines()]
+    assert found == {
+        (name, m["step"]): pytest.approx(value) for m in told for name, value in m.items() if name not in ("step", "time")
+    }
 
 
 def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple[Path, str]) -> None:
-    """Samples lie under their step and number; of three checkpoints two are kept."""
+    """Samples lie under their step and number, a sheet shows all of them; of three checkpoints two are kept."""
     output, _ = trained
-    samples = sorted((output / "samples").iterdir())
+    samples = sorted((output / "samples").glob("step-*"))
     assert [s.name for s in samples] == ["step-000000-0.png", "step-000015-0.png", "step-000030-0.png"]
     with Image.open(samples[-1]) as image:
         assert image.size == (64, 64) and image.getextrema() != ((0, 0),) * 3
     assert samples[0].read_bytes() != samples[-1].read_bytes()
+    with Image.open(output / "samples" / "sheet.png") as sheet:
+        column = [sheet.getpixel((100, 116 + row * 272)) for row in range(3)]
+    assert sheet.height == 3 * 272 + 24 and len(set(column)) == 3
     assert checkpoints(output) == ["step-000020", "step-000030"]
 
 

@@ -1,0 +1,116 @@
+"""From options to a model that is ready to learn: what auto stands for on this machine, then the frozen net with fresh adapters on it.
+
+    settle(options, base, before)   device, precision, how the net is held; before anything large is loaded
+    tune(settled)                   what the libraries are told
+    prepare(settled, kind, base)    the family, with adapters, quantised and compiled as it was settled
+
+Adapters are attached on the CPU, where the net is loaded, and it moves to the GPU after that: layer by layer where it is quantised.
+
+Editing rules: what is settled stands in `Settled.options` in auto's place, and so in each checkpoint: a training that goes on elsewhere
+computes as it began.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora import adapters, memory, quantize
+from lora.base import Base
+from lora.family import Family
+from lora.options import Options
+
+# How many forms of one block torch.compile may make: sizes, precisions, training and not. Its own limit is 8.
+FORMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What auto stands for."""
+
+    options: Options
+    """As given, with auto replaced."""
+    device: torch.device
+    dtype: torch.dtype
+    need: memory.Need
+    card: float = 0.0
+    """GiB to make do with; 0 where memory is no question."""
+    roomy: bool = True
+    """Whether samples can be decoded whole."""
+
+
+def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None) -> Settled:
+    """Decide what was left to auto; `before` is the identity of the checkpoint that is continued."""
+    options = memory.settled(options, before or {})
+    quantize.check(options.quantize)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+        options = dataclasses.replace(options, precision="bf16" if bf16 else "fp32")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.precision]
+    packages = quantize.available("nf4")
+    need = memory.Need(base.kind.footprint, base.net_weights(), memory.PRECISION[options.precision], packages)
+    if not (card := card_of(options, device)):
+        plain = {
+            name: off
+            for name, off in (("quantize", "none"), ("gradient_checkpointing", "off"))
+            if getattr(options, name) == "auto"
+        }
+        return Settled(dataclasses.replace(options, **plain), device, dtype, need)
+    plan = memory.plan(need, options, card)
+    print(f"memory: {plan.why}", flush=True)
+    again = "on" if plan.gradient_checkpointing else "off"
+    options = dataclasses.replace(options, quantize=plan.quantize, gradient_checkpointing=again)
+    return Settled(options, device, dtype, need, card, memory.decodes(plan.estimate, options, card))
+
+
+def card_of(options: Options, device: torch.device) -> float:
+    """GiB to make do with: as asked, else all that the GPU has, else 0."""
+    if device.type != "cuda":
+        return options.vram
+    total = torch.cuda.get_device_properties(device).total_memory / memory.GIB
+    return options.vram or total
+
+
+def tune(settled: Settled) -> None:
+    """What the libraries are told before the first tensor is on the GPU."""
+    if settled.device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    if settled.options.vram:
+        total = torch.cuda.get_device_properties(settled.device).total_memory / memory.GIB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, settled.options.vram / total), settled.device)
+
+
+def prepare(settled: Settled, kind: type[Family], base: Base) -> Family:
+    """The frozen model with fresh adapters, on its device."""
+    options = settled.options
+    family = kind(base, options, torch.device("cpu"), settled.dtype)
+    adapters.attach(family, options)
+    if options.quantize != "none":
+        quantize.quantize(family.net, options.quantize, settled.device)
+    family.move(settled.device)
+    family.roomy = settled.roomy
+    if options.gradient_checkpointing == "on":
+        family.net.enable_gradient_checkpointing()
+    if options.compile:
+        compile_blocks(family.net)
+    family.net.train()
+    for encoder in family.encoders.values():
+        encoder.train()
+    return family
+
+
+def compile_blocks(net: Any, backend: str = "inductor") -> None:
+    """Compile the blocks that the net repeats, each in its place, so that its layers keep their names.
+
+    Blocks of one shape share what is compiled. The first bucket is compiled for its size, the second one for all sizes.
+    """
+    torch._dynamo.config.recompile_limit = FORMS
+    net.compile_repeated_blocks(backend=backend)

@@ -1,0 +1,67 @@
+"""Several processes that train as one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.train.conftest import TINY, arguments
+from tests.train.test_lora_training import Run, final, start
+
+
+@pytest.fixture(scope="module")
+def settings(base: Path, cache: Path, photographs: Path) -> dict[str, object]:
+    return {
+        **TINY, "base": base, "dataset": photographs, "cache": cache, "batch_size": 1, "steps": 6, "val_every": 3, "checkpoint_every": 2,
+        "sample_every": 3, "sample_count": 3, "sample_steps": 2, "dropout": 0.0,
+    }  # fmt: skip
+
+
+def test_two_ranks_train_as_one_with_twice_the_passes(settings: dict[str, object], run: Run, tmp_path: Path) -> None:
+    """Losses, files and samples are those of one rank, to the bit; stopped at two ranks, it goes on at one; everything is said once."""
+    alone = run(**{**settings, "grad_accumulation": 2})
+    several = tmp_path / "several"
+    process = start(*arguments(**settings, ranks=2, output=several))
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step 4/"):
+            process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == 75 and "asked to stop" in errors
+    assert len([line for line in said if line.startswith("validation step 0")]) == 1
+    assert (several / "samples" / "step-000003-2.png").exists() and not (several / "final").exists()
+    assert final(run(**{**settings, "grad_accumulation": 2, "output": several})) == final(alone)
+    losses = [json.loads((output / "final" / "training.json").read_text())["val_loss"] for output in (alone, several)]
+    assert losses[0] == losses[1]
+    for sample in (alone / "samples").glob("step-*"):
+        assert sample.read_bytes() == (several / "samples" / sample.name).read_bytes()
+
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("programs", "expected"),
+    [
+        (["", ""], 0),
+        (["raise SystemExit(1)", "raise SystemExit(71)"], 71),
+        ([SLEEP, "raise SystemExit(2)"], 2),
+        ([SLEEP, "import os; os.kill(os.getpid(), 9)"], 137),
+    ],
+    ids=["all well", "the cause, not what follows from it", "the others are ended", "killed"],
+)
+def test_the_ranks_end_as_one(programs: Sequence[str], expected: int) -> None:
+    """The exit code is that of the rank that failed for a reason of its own, and no rank stays behind."""
+    from lora.ranks import ended
+
+    ranks = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) for program in programs]
+    assert ended(ranks, [None] * len(ranks), lambda: None) == expected
+    assert all(rank.returncode is not None for rank in ranks)
