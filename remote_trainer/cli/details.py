@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from remote_trainer.cli import out
+from remote_trainer.cli import out, presets
 
 _EVENTS_SHOWN = 30
 
@@ -56,6 +56,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("evaluation", " ".join(job["evaluations"])),
         ("cancel", "requested" if job["cancel_requested"] else ""),
         ("parameters", out.settings(job["parameters"])),
+        ("preset", presets.fact(job["preset"])),
         ("metrics", " ".join(f"{key}={out.number(value)}" for key, value in job["metrics"].items())),
     ]
 

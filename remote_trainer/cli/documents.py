@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from remote_trainer.errors import RemoteTrainerError
-    from remote_trainer.model import Artifact, Attempt, Event, Job, Place, StepRun
+    from remote_trainer.model import Artifact, Attempt, Event, Job, Place, Plan, StepRun
     from remote_trainer.service.jobs import Snapshot
 
 
@@ -62,6 +62,20 @@ def places(every: Sequence[Place]) -> list[dict[str, Any]]:
     ]
 
 
+def preset(plan: Plan) -> dict[str, Any] | None:
+    """Return what a preset has set and why, and what the user had set; None if none had a part in the plan."""
+    chosen = plan.preset
+    if chosen is None:
+        return None
+    return {
+        "name": chosen.name,
+        "facts": {"images": chosen.facts.images, "files": chosen.facts.files},
+        "set": {name: {"value": plan.parameters[name], "because": why} for name, why in chosen.reasons.items()},
+        "kept": {name: {"value": plan.parameters[name], "preset": value} for name, value in chosen.kept.items()},
+        "advice": list(chosen.advice),
+    }
+
+
 def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event], evaluations: Sequence[str] = ()) -> dict[str, Any]:
     """Return everything there is to know about a job."""
     value = seen.job
@@ -74,6 +88,7 @@ def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event], evalu
         "metrics": dict(seen.values),
         "logs": dict(seen.log_sizes),
         "parameters": dict(value.plan.parameters),
+        "preset": preset(value.plan),
         "plan_digest": value.plan.digest,
         "driver_options": dict(value.place.options),
         "places": places(value.places),

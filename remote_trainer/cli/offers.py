@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remote_trainer.cli import options, out, outcome, session
-from remote_trainer.cli.options import Dataset, DriverOption, Host, Json, MaxCost, Set, Tool
+from remote_trainer.cli import documents, options, out, outcome, session
+from remote_trainer.cli.options import Dataset, DriverOption, Host, Json, MaxCost, Presets, Set, Tool
+from remote_trainer.cli.presets import brief
 from remote_trainer.errors import NoCapacity
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def offers(
     host: Host = None,
     dataset: Dataset = None,
     settings: Set = None,
+    presets: Presets = None,
     option: DriverOption = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="As for run-training")] = None,
     max_cost: MaxCost = None,
@@ -47,6 +49,7 @@ def offers(
         driver=driver,
         dataset=options.source(dataset),
         settings=settings or (),
+        presets=presets,
         driver_options=options.driver_options(host, option),
         max_hours=max_hours,
         max_cost=options.money(max_cost),
@@ -73,6 +76,7 @@ def _document(ranking: Ranking) -> dict[str, Any]:
     return {
         "tool": ranking.plan.tool,
         "driver": ranking.driver,
+        "preset": documents.preset(ranking.plan),
         "expected": {"hours": run.hours, "gb_in": run.gb_in, "gb_out": run.gb_out, "unmeasured": list(ranking.unmeasured)},
         "offers": [_offer(ranking, each) for each in ranking.candidates],
         "refused": [
@@ -112,6 +116,8 @@ def _show(ranking: Ranking, limit: int) -> None:
     out.line(
         f"{ranking.plan.tool} on {ranking.driver}: {run.hours:g} h at speed 1, {out.size(round(run.gb_in * 1e9))} in{unknown}"
     )
+    for line in brief(documents.preset(ranking.plan)):
+        out.line(line)
     if shown:
         head = ("", "run", "$/h", "speed", "offer", "machine", "what", "note")
         out.table(head, [_row(ranking, each) for each in shown])

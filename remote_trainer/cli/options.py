@@ -25,6 +25,9 @@ DriverOption = Annotated[
 ]
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the tool; may be repeated")]
+Presets = Annotated[
+    str | None, typer.Option("--presets", metavar="FILE", help="A file of presets in place of the tool's own (docs/tools.md)")
+]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", metavar="USD", help="Stop before it costs more; 0: no cap")]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remote_trainer.cli import documents, out
+from remote_trainer.cli import documents, out, presets
 from remote_trainer.redact import HIDDEN
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def _document(checked: Draft, shipped: list[Transfer]) -> dict[str, Any]:
         "driver_options": dict(checked.places.first.options),
         "places": documents.places(checked.places.every),
         "parameters": dict(plan.parameters),
+        "preset": documents.preset(plan),
         "image": plan.image,
+        "expected_hours": plan.expected_hours,
         "resources": {key: getattr(plan.resources, key) for key in ("gpus", "vram_gb", "disk_gb", "ram_gb")},
         "transfers": [{"name": t.name, "source": t.source, "files": t.files, "size": t.size} for t in shipped],
         "health": plan.health,
@@ -71,10 +73,17 @@ def _show(plan: dict[str, Any]) -> None:
     for place in plan["places"][1:]:
         out.line(f"or on       {place['driver']} {out.settings(place['driver_options'])}".rstrip())
     out.line(f"limits      {limits['max_hours']:g} h, {cap}, {out.plural(limits['max_attempts'], 'attempt')}")
-    for label, text in (("machines", out.settings(plan["places"][0]["provision"])), ("needs", wanted), ("image", plan["image"])):
+    facts = (
+        ("machines", out.settings(plan["places"][0]["provision"])),
+        ("needs", wanted),
+        ("image", plan["image"]),
+        ("expected", f"{plan['expected_hours']:g} h at speed 1" if plan["expected_hours"] else ""),
+    )
+    for label, text in facts:
         if text:
             out.line(f"{label:<12}{text}")
     out.line("parameters  " + (out.settings(plan["parameters"]) or "none"))
+    presets.explain(plan["preset"])
     for each in plan["transfers"]:
         files = "" if each["files"] is None else f" ({out.plural(each['files'], 'file')}, {out.size(each['size'])})"
         out.line(f"ship        {each['name']}: {each['source']}{files}")

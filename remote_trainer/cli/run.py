@@ -11,7 +11,8 @@ import typer
 
 from remote_trainer.cli import documents, guard, options, out, session
 from remote_trainer.cli.follow import choose_view, follow
-from remote_trainer.cli.options import Dataset, Detach, DriverOption, Host, Json, MaxCost, Set, Tool
+from remote_trainer.cli.options import Dataset, Detach, DriverOption, Host, Json, MaxCost, Presets, Set, Tool
+from remote_trainer.cli.presets import brief
 
 if TYPE_CHECKING:
     from remote_trainer.model import Job
@@ -31,6 +32,7 @@ def run_training(
     dataset: Dataset = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model: a folder or a hub id (as --set base=…)")] = None,
     settings: Set = None,
+    presets: Presets = None,
     option: DriverOption = None,
     name: Annotated[str | None, typer.Option("--name", help="A name to find the job by; free again once it has ended")] = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", help="Stop after so many hours")] = None,
@@ -60,6 +62,7 @@ def run_training(
         dataset=options.source(dataset),
         base=base,
         settings=settings or (),
+        presets=presets,
         driver_options=options.driver_options(host, option),
         name=name,
         tenant=tenant,
@@ -107,6 +110,8 @@ async def go_on(opened: App, job: Job, *, detach: bool, as_json: bool) -> None:
     view = choose_view(as_json=as_json)
     if not as_json:
         out.line(f"job {job.id}: {job.plan.tool} on {job.driver}" + (f" ({job.name})" if job.name != job.id else ""))
+        for line in brief(documents.preset(job.plan)):
+            out.line(line)
     seen = await follow(opened, job.id, view)
     await outcome.tell(opened, seen, as_json=as_json, with_log=out.is_terminal())
 
@@ -120,4 +125,6 @@ def _leave(opened: App, job: Job, *, as_json: bool) -> None:
         out.document({"job": documents.job(job, cost=job_cost(job, now), elapsed_s=jobs.elapsed_s(job, now))})
         return
     out.line(job.id)
+    for line in brief(documents.preset(job.plan)):
+        out.problem(line)
     out.problem(f"queued; watch it with: remote-trainer logs -f {job.id}   wait for it with: remote-trainer wait {job.id}")

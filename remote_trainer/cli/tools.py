@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remote_trainer.cli import out
-from remote_trainer.cli.options import Json
+from remote_trainer.cli.options import Json, Presets
+from remote_trainer.cli.presets import describe
 from remote_trainer.errors import RecipeError, RemoteTrainerError
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ def list_tools(as_json: Json = False) -> None:
         out.line(f"    {row['description'] or 'cannot be used: remote-trainer tools validate ' + str(row['tool'])}")
 
 
-def show(tool: ToolArgument, as_json: Json = False) -> None:
-    """Show a tool's parameters with their defaults, its inputs, secrets, steps and outputs."""
+def show(tool: ToolArgument, presets: Presets = None, as_json: Json = False) -> None:
+    """Show a tool's parameters with their defaults, its presets with their reasons, its inputs, secrets, steps and outputs."""
     from remote_trainer import plugins
     from remote_trainer.config import load
-    from remote_trainer.recipe.load import load_recipe
+    from remote_trainer.recipe.load import load_recipe, override_presets
 
     recipe = load_recipe(plugins.find_tool(tool, load().tools_path))
+    if presets is not None:
+        recipe = override_presets(recipe, Path(presets).expanduser())
     document = _document(recipe)
     if as_json:
         out.document(document)
@@ -100,11 +103,14 @@ def new(
 
 
 def _document(recipe: Recipe) -> dict[str, Any]:
+    from dataclasses import asdict
+
     return {
         "tool": recipe.tool,
         "description": recipe.description,
         "file": recipe.file,
         "parameters": {name: dict(schema) for name, schema in recipe.parameters.items()},
+        "presets": [asdict(preset) for preset in recipe.presets],
         "inputs": [{"name": rule.name, "required": rule.required, "description": rule.description} for rule in recipe.inputs],
         "secrets": [{"name": rule.name, "required": rule.required, "description": rule.description} for rule in recipe.secrets],
         "resources": dict(recipe.resources),
@@ -120,6 +126,8 @@ def _show(tool: Mapping[str, Any]) -> None:
     if tool["parameters"]:
         rows = [(name, *_parameter(schema)) for name, schema in tool["parameters"].items()]
         out.table(("parameter (--set)", "type", "default", "meaning"), rows)
+    for preset in tool["presets"]:
+        describe(preset)
     for kind in ("inputs", "secrets"):
         for rule in tool[kind]:
             needed = "required" if rule["required"] else "optional"

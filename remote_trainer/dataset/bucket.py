@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
+from remote_trainer.dataset.facts import facts_of
 from remote_trainer.dataset.tree import SKIPPED, Tree, name_fault, scan
 from remote_trainer.errors import ConfigError, DatasetError
+from remote_trainer.model import Facts
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -43,7 +45,7 @@ class _Object:
 
 
 class Bucket:
-    """All objects below ``s3://bucket/prefix``."""
+    """All objects below ``s3://bucket/prefix``, listed once: an object that changes afterwards is refused when it is downloaded."""
 
     fleeting = True
 
@@ -57,9 +59,13 @@ class Bucket:
         self._found: Sequence[_Object] = ()
 
     def signature(self) -> str:
-        self._found = self._list()
+        self._found = self._found or self._list()
         lines = [f"{found.key}\0{found.size}\0{found.etag}" for found in self._found]
         return hashlib.sha256("\0".join(lines).encode()).hexdigest()
+
+    def facts(self) -> Facts:
+        self._found = self._found or self._list()
+        return facts_of(item.path for item in self._found)
 
     @contextlib.contextmanager
     def tree(self) -> Iterator[Tree]:

@@ -3,7 +3,7 @@
     chunks/ab/abcdef…       bytes of chunks that are kept (small data, and what came from archives and buckets)
     trees/DIGEST.json       the files of a folder as they were when packed: chunks that are not kept are read again from there
     sources/KEY.json        digest and signature of a source, so that an unchanged one is not read again
-    sound/KEY.json          signature of a source whose images were examined, likewise
+    sound/KEY.json          signature of a source whose images were examined, and what was counted, likewise
 
 Everything can be deleted at any time; what is missing is packed again from the source, if it still gives the same digest.
 
@@ -27,7 +27,7 @@ from remote_trainer.dataset.manifest import Entry, Part, lay_out
 from remote_trainer.dataset.tree import Found, Tree, blocks
 from remote_trainer.document import from_document, to_document
 from remote_trainer.errors import DatasetError
-from remote_trainer.model import Input
+from remote_trainer.model import Facts, Input
 
 _READ = 1 << 20
 _ABANDONED_S = 24 * 3600  # nobody writes a draft for that long
@@ -95,14 +95,16 @@ class Cache:
         given = from_document(Input, document["input"])
         return given if self._kept(given) or (self._root / "trees" / f"{given.digest}.json").exists() else None
 
-    def note_sound(self, source: str, signature: str) -> None:
-        """Note that the data was examined in this state and can be used."""
-        self._write(f"sound/{_key(source)}.json", {"signature": signature})
+    def note_sound(self, source: str, signature: str, facts: Facts) -> None:
+        """Note that the data was examined in this state and can be used, and what it holds."""
+        self._write(f"sound/{_key(source)}.json", {"signature": signature, "facts": to_document(facts)})
 
-    def is_sound(self, source: str, signature: str) -> bool:
-        """Was the data, in this very state, examined before?"""
+    def known_facts(self, source: str, signature: str) -> Facts | None:
+        """Return what the data holds if it was examined, in this very state, before; else None."""
         document = self._read(f"sound/{_key(source)}.json")
-        return document is not None and document.get("signature") == signature
+        if document is None or document.get("signature") != signature or "facts" not in document:
+            return None
+        return from_document(Facts, document["facts"])
 
     # -- bytes
 

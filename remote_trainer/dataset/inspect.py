@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from remote_trainer.dataset.facts import facts_of
 from remote_trainer.dataset.images import SUFFIXES, Fault, Image, decode_fault, examine
 from remote_trainer.dataset.sources import open_source
 from remote_trainer.dataset.threads import Gone, in_thread
 from remote_trainer.dataset.tree import Found, Tree
 from remote_trainer.errors import DatasetError
+from remote_trainer.model import Facts
 
 _CAPTIONS = (".txt", ".caption")
 _AT_ONCE = 4
@@ -37,6 +39,7 @@ class Report:
     captions_empty: tuple[str, ...] = ()
     duplicates: tuple[tuple[str, ...], ...] = ()  # images of equal bytes
     corrupt: Mapping[str, str] = field(default_factory=dict)  # path → why
+    facts: Facts = field(default_factory=Facts)  # what presets are chosen by
 
     def check(self) -> None:
         """Raise DatasetError that names the images a training would fail on."""
@@ -76,6 +79,7 @@ def _inspect(source: str, outside_links: bool, gone: Gone) -> Report:
             captions_empty=empty,
             duplicates=_duplicates(looks),
             corrupt={look.path: look.fault for look in looks if look.fault},
+            facts=facts_of(found.entry.path for found in files),
         )
 
 

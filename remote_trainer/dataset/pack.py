@@ -30,13 +30,15 @@ _CLOCK_GRAIN_NS = 2_000_000_000
 _MOST_THREADS = 8
 
 
-async def pack(source: str, cache: Cache, *, name: str = "dataset", outside_links: bool = False, fleeting: bool = False) -> Input:
+async def pack(
+    source: str | Source, cache: Cache, *, name: str = "dataset", outside_links: bool = False, fleeting: bool = False
+) -> Input:
     """Return the input that a folder, archive or ``s3://bucket/prefix`` holds; a source that did not change is not read again.
 
     ``outside_links`` follows links that leave the folder; ``fleeting`` says that the folder will soon be gone. DatasetError says what is
     wrong with which file.
     """
-    opened = open_source(source, outside_links=outside_links)
+    opened = open_source(source, outside_links=outside_links) if isinstance(source, str) else source
     return await in_thread(lambda gone: _pack(opened, cache, name, gone, fleeting or opened.fleeting))
 
 

@@ -18,8 +18,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+from remote_trainer.dataset.facts import facts_of
 from remote_trainer.dataset.tree import Tree, scan
 from remote_trainer.errors import DatasetError
+from remote_trainer.model import Facts
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
@@ -39,6 +41,10 @@ class Source(Protocol):
 
     def signature(self) -> str:
         """Changes whenever the data changes; cheap."""
+        ...
+
+    def facts(self) -> Facts:
+        """What the names of the files tell. Cheap, but for a compressed archive, which is read for it."""
         ...
 
     def tree(self) -> AbstractContextManager[Tree]:
@@ -78,6 +84,10 @@ class Folder:
         self._tree = scan(Path(self.name), outside_links=self._outside_links)
         return self._tree.signature
 
+    def facts(self) -> Facts:
+        with self.tree() as tree:
+            return facts_of(entry.path for entry in tree.entries if not entry.folder)
+
     @contextlib.contextmanager
     def tree(self) -> Iterator[Tree]:
         yield self._tree or scan(Path(self.name), outside_links=self._outside_links)
@@ -95,19 +105,36 @@ class Archive:
         status = os.stat(self.name)
         return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
+    def facts(self) -> Facts:
+        with self._opening():
+            if self._zipped:
+                with zipfile.ZipFile(self.name) as archive:
+                    return facts_of(member.filename for member in archive.infolist() if not member.is_dir())
+            with tarfile.open(self.name) as members:
+                return facts_of(member.name for member in members if member.isreg())
+
     @contextlib.contextmanager
     def tree(self) -> Iterator[Tree]:
         with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
-            try:
-                if self.name.lower().endswith(".zip"):
+            with self._opening():
+                if self._zipped:
                     self._unzip(Path(folder))
                 else:
                     self._untar(Path(folder))
-            except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-                raise DatasetError(
-                    f"cannot unpack {self.name}: {error}; check the archive, or unpack it and give the folder"
-                ) from error
             yield scan(Path(folder))
+
+    @property
+    def _zipped(self) -> bool:
+        return self.name.lower().endswith(".zip")
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+            raise DatasetError(
+                f"cannot unpack {self.name}: {error}; check the archive, or unpack it and give the folder"
+            ) from error
 
     def _untar(self, folder: Path) -> None:
         with tarfile.open(self.name) as archive:

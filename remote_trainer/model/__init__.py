@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from remote_trainer.model.attempt import Artifact, Attempt, Checkpoint, Manifest, StepRun, StepState
 from remote_trainer.model.basics import SCHEMA, JobId, Phase, Reason, Token, Verdict
-from remote_trainer.model.inputs import Chunk, Input
+from remote_trainer.model.inputs import Chunk, Facts, Input
 from remote_trainer.model.job import Job, Lease, Limits, Place, Provision, Strategy
 from remote_trainer.model.ledger import Entry, EntryKind
 from remote_trainer.model.machine import HostFacts, Instance, InstanceState, Offer
-from remote_trainer.model.plan import Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
+from remote_trainer.model.plan import ChosenPreset, Output, OutputKind, Pattern, Plan, PlannedStep, Resources, Retries
 from remote_trainer.model.records import Event, LogChunk, Metric, log_stream
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "Artifact",
     "Attempt",
     "Checkpoint",
+    "ChosenPreset",
     "Chunk",
     "Entry",
     "EntryKind",
     "Event",
+    "Facts",
     "HostFacts",
     "Input",
     "Instance",

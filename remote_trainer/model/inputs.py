@@ -31,3 +31,11 @@ class Input:
     size: int  # bytes of all chunks
     files: int
     chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a job's data when it is submitted; presets are chosen by it, and name its fields."""
+
+    images: int = 0  # image files, without masks (NAME.mask.png)
+    files: int = 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from remote_trainer.model.inputs import Facts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
@@ -76,8 +78,22 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPreset:
+    """Which preset completed a plan's parameters, and why: words for people. What it did stands in the parameters."""
+
+    name: str
+    facts: Facts  # by which it was chosen
+    reasons: Mapping[str, str] = field(default_factory=dict)  # parameter it has set → why
+    kept: Mapping[str, Any] = field(default_factory=dict)  # parameter that the user had set → what the preset has for it
+    advice: tuple[str, ...] = ()  # what is left to the user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A recipe and its parameters, rendered and frozen at submit. ``digest`` is the SHA-256 of its canonical JSON without itself."""
+    """A recipe and its parameters, rendered and frozen at submit.
+
+    ``digest`` is the SHA-256 of its canonical JSON without itself and without the words about the preset.
+    """
 
     tool: str  # "sdxl-lora@1"
     parameters: Mapping[str, Any]
@@ -91,4 +107,5 @@ class Plan:
     required_secrets: tuple[str, ...] = ()  # of all the steps' secrets, those without which none can run
     health: str = ""  # shell script run on the host before the first step; non-zero means unsuitable
     expected_hours: float = 0.0  # on a GPU of speed 1, for comparing offers; 0: unknown
+    preset: ChosenPreset | None = None  # None: the tool has none, or the user wanted none
     digest: str = ""

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from remote_trainer.errors import Fault, NotFound, RecipeError
 from remote_trainer.model import Output, OutputKind, Pattern, Retries
+from remote_trainer.recipe.doubtful import items, mapping, meant, twice
+from remote_trainer.recipe.load_presets import build_presets, preset_faults
 from remote_trainer.recipe.parameters import value_problems
 from remote_trainer.recipe.plan import glob_problem
+from remote_trainer.recipe.presets import PARAMETER, with_parameter
 from remote_trainer.recipe.recipe import InputRule, Recipe, SecretRule, Step
 from remote_trainer.recipe.render import RESERVED, check_expression, check_template
 from remote_trainer.recipe.schema import schema_faults
@@ -38,6 +41,23 @@ def load_recipe(path: Path) -> Recipe:
 def validate(path: Path) -> list[Fault]:
     """Return everything wrong with a recipe: a tool.yaml, or the folder it lies in."""
     return _check(path / RECIPE_FILE if path.is_dir() else path)[1]
+
+
+def override_presets(recipe: Recipe, path: Path) -> Recipe:
+    """Return the recipe with the presets of a file in place of its own. RecipeError lists all faults of the file; NotFound."""
+    own = {name: schema for name, schema in recipe.parameters.items() if name != PARAMETER or not recipe.presets}
+    source = read_source(read_limited(path), str(path))
+    faults = [*source.faults, *(schema_faults(source, "presets.schema.json") if source.data is not None else ())]
+    if isinstance(source.data, dict):
+        wrong = {fault.field for fault in faults}
+        faults += [fault for fault in preset_faults(source, own) if fault.field not in wrong]
+    if faults:
+        faults.sort(key=lambda fault: (fault.line, fault.field))
+        raise RecipeError(f"the presets {path} cannot be used with {recipe.tool}:", tuple(faults))
+    presets = build_presets(source.data)
+    lines = {**{pointer: line for pointer, line in recipe.lines.items() if not pointer.startswith("/presets")}, **source.lines}
+    parameters = with_parameter(own, presets)
+    return replace(recipe, presets=presets, parameters=parameters, lines=lines, presets_file=source.file)
 
 
 def read_limited(path: Path) -> bytes:
@@ -69,17 +89,18 @@ def _meaning_faults(source: Source, path: Path) -> Iterator[Fault]:
     yield from _template_faults(source)
     yield from _pattern_faults(source)
     yield from _output_faults(source)
-    for index, name in enumerate(_items(data.get("files"))):
+    yield from preset_faults(source, mapping(data.get("parameters")))
+    for index, name in enumerate(items(data.get("files"))):
         if isinstance(name, str) and ".." in name.split("/"):
             yield source.fault(f"/files/{index}", f"{name!r} must not leave its folder")
-    for name, amount in _mapping(data.get("resources")).items():
+    for name, amount in mapping(data.get("resources")).items():
         if isinstance(amount, str) and "{" not in amount:
             yield source.fault(f"/resources/{name}", f"must be a whole number, or a template that gives one, not {amount!r}")
-    for name, rule in _mapping(data.get("inputs")).items():
-        parameter = _mapping(rule).get("parameter")
-        if isinstance(parameter, str) and parameter not in _mapping(data.get("parameters")):
-            names = _mapping(data.get("parameters"))
-            yield source.fault(f"/inputs/{name}/parameter", f"{parameter!r} is not a parameter{_meant(parameter, names)}")
+    for name, rule in mapping(data.get("inputs")).items():
+        parameter = mapping(rule).get("parameter")
+        if isinstance(parameter, str) and parameter not in mapping(data.get("parameters")):
+            names = mapping(data.get("parameters"))
+            yield source.fault(f"/inputs/{name}/parameter", f"{parameter!r} is not a parameter{meant(parameter, names)}")
 
 
 def _name_faults(source: Source, path: Path) -> Iterator[Fault]:
@@ -96,7 +117,7 @@ def _name_faults(source: Source, path: Path) -> Iterator[Fault]:
 
 
 def _parameter_faults(source: Source) -> Iterator[Fault]:
-    for name, schema in _mapping(source.data.get("parameters")).items():
+    for name, schema in mapping(source.data.get("parameters")).items():
         pointer = f"/parameters{pointer_part(name)}"
         if name in RESERVED:
             yield source.fault(pointer, f"the name {name!r} has a meaning in templates: choose another")
@@ -120,26 +141,26 @@ def _parameter_faults(source: Source) -> Iterator[Fault]:
 
 
 def _step_faults(source: Source) -> Iterator[Fault]:
-    declared = _mapping(source.data.get("secrets"))
+    declared = mapping(source.data.get("secrets"))
     seen: dict[str, int] = {}
-    for index, step in enumerate(_items(source.data.get("steps"))):
+    for index, step in enumerate(items(source.data.get("steps"))):
         if not isinstance(step, dict):
             continue
         pointer = f"/steps/{index}"
-        yield from _twice(source, f"{pointer}/name", step.get("name"), seen)
+        yield from twice(source, f"{pointer}/name", step.get("name"), seen)
         if ".." in str(step.get("workdir", "")).split("/"):
             yield source.fault(f"{pointer}/workdir", "must not leave the work folder")
-        for number, name in enumerate(_items(step.get("secrets"))):
+        for number, name in enumerate(items(step.get("secrets"))):
             if isinstance(name, str) and name not in declared:
                 yield source.fault(
-                    f"{pointer}/secrets/{number}", f"{name!r} is not declared under secrets{_meant(name, declared)}"
+                    f"{pointer}/secrets/{number}", f"{name!r} is not declared under secrets{meant(name, declared)}"
                 )
     if ".." in str(source.data.get("metrics_file", "")).split("/"):
         yield source.fault("/metrics_file", "must not leave the work folder")
 
 
 def _template_faults(source: Source) -> Iterator[Fault]:
-    names = list(_mapping(source.data.get("parameters")))
+    names = list(mapping(source.data.get("parameters")))
     for pointer, text, kind in _templates(source.data):
         if not isinstance(text, str):
             continue
@@ -153,23 +174,23 @@ def _templates(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     for key in ("health", "cleanup"):
         yield f"/{key}", data.get(key), "shell"
     yield "/expected_hours", data.get("expected_hours"), "text"
-    for name, value in _mapping(data.get("resources")).items():
+    for name, value in mapping(data.get("resources")).items():
         yield f"/resources{pointer_part(name)}", value, "text"
-    for name, value in _mapping(data.get("environment")).items():
+    for name, value in mapping(data.get("environment")).items():
         yield f"/environment{pointer_part(name)}", value, "text"
-    for index, step in enumerate(_items(data.get("steps"))):
-        step = _mapping(step)
+    for index, step in enumerate(items(data.get("steps"))):
+        step = mapping(step)
         yield f"/steps/{index}/run", step.get("run"), "shell"
         yield f"/steps/{index}/when", step.get("when"), "when"
-        for name, value in _mapping(step.get("env")).items():
+        for name, value in mapping(step.get("env")).items():
             yield f"/steps/{index}/env{pointer_part(name)}", value, "text"
-    for index, output in enumerate(_items(data.get("outputs"))):
-        yield f"/outputs/{index}/glob", _mapping(output).get("glob"), "text"
+    for index, output in enumerate(items(data.get("outputs"))):
+        yield f"/outputs/{index}/glob", mapping(output).get("glob"), "text"
 
 
 def _pattern_faults(source: Source) -> Iterator[Fault]:
-    for index, pattern in enumerate(_items(source.data.get("patterns"))):
-        pointer, regex = f"/patterns/{index}/regex", _mapping(pattern).get("regex")
+    for index, pattern in enumerate(items(source.data.get("patterns"))):
+        pointer, regex = f"/patterns/{index}/regex", mapping(pattern).get("regex")
         if not isinstance(regex, str):
             continue
         if problem := _regex_problem(regex):
@@ -185,11 +206,11 @@ def _pattern_faults(source: Source) -> Iterator[Fault]:
 def _output_faults(source: Source) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     checkpoints = False
-    for index, output in enumerate(_items(source.data.get("outputs"))):
+    for index, output in enumerate(items(source.data.get("outputs"))):
         if not isinstance(output, dict):
             continue
         pointer = f"/outputs/{index}"
-        yield from _twice(source, f"{pointer}/name", output.get("name"), seen)
+        yield from twice(source, f"{pointer}/name", output.get("name"), seen)
         glob = output.get("glob")
         if isinstance(glob, str) and "{" not in glob and (problem := glob_problem(glob)):
             yield source.fault(f"{pointer}/glob", f"{glob!r} {problem}")
@@ -203,13 +224,6 @@ def _output_faults(source: Source) -> Iterator[Fault]:
         )
 
 
-def _twice(source: Source, pointer: str, name: Any, seen: dict[str, int]) -> Iterator[Fault]:
-    if isinstance(name, str):
-        if name in seen:
-            yield source.fault(pointer, f"the name {name!r} is used twice; first in line {seen[name]}")
-        seen.setdefault(name, source.line(pointer))
-
-
 def _regex_problem(regex: str) -> str:
     try:
         re.compile(regex)
@@ -218,33 +232,22 @@ def _regex_problem(regex: str) -> str:
     return ""
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _meant(name: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
-
-
 # ------------------------------------------------------------------------------------------------ a correct document
 
 
 def _build(source: Source) -> Recipe:
     data = source.data
     runtime = data.get("runtime", "bare")
-    rules = {name: _mapping(rule) for name, rule in data.get("inputs", {}).items()}
-    secrets = {name: _mapping(rule) for name, rule in data.get("secrets", {}).items()}
+    rules = {name: mapping(rule) for name, rule in data.get("inputs", {}).items()}
+    secrets = {name: mapping(rule) for name, rule in data.get("secrets", {}).items()}
+    presets = build_presets(data)
     same = {key: data[key] for key in ("expected_hours", "health", "metrics_file", "resume", "cleanup") if key in data}
     return Recipe(
         name=data["name"],
         version=data["version"],
         description=data["description"].strip(),
-        parameters=data.get("parameters", {}),
+        parameters=with_parameter(data.get("parameters", {}), presets),
+        presets=presets,
         resources=data.get("resources", {}),
         image=runtime["image"] if isinstance(runtime, dict) else "",
         files=tuple(data.get("files", ())),

@@ -41,7 +41,7 @@ def parse_settings(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
             faults.append(_unknown(recipe, name))
             continue
         else:
-            values[name] = _parse(recipe.parameters[name], text)
+            values[name] = parse_value(recipe.parameters[name], text)
     faults += parameter_faults(recipe, values)
     if faults:
         raise _error(recipe, faults)
@@ -52,7 +52,7 @@ def resolve(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return every parameter of the recipe with its value, its default, or None. RecipeError lists all faults."""
     if faults := parameter_faults(recipe, values):
         raise _error(recipe, faults)
-    return {name: _normal(schema, values.get(name, schema.get("default"))) for name, schema in recipe.parameters.items()}
+    return {name: unified(schema, values.get(name, schema.get("default"))) for name, schema in recipe.parameters.items()}
 
 
 def parameter_faults(recipe: Recipe, values: Mapping[str, Any]) -> list[Fault]:
@@ -151,7 +151,7 @@ def _array_problems(schema: Mapping[str, Any], items: Sequence[Any]) -> list[str
     return [f"item {number} {problem}" for number, item in enumerate(items, 1) for problem in value_problems(inner, item)]
 
 
-def _parse(schema: Mapping[str, Any], text: str) -> Any:
+def parse_value(schema: Mapping[str, Any], text: str) -> Any:
     """Return the value a text means for this schema; text that means none stays text and fails the check with it."""
     kind = schema["type"]
     if kind == "string":
@@ -178,10 +178,10 @@ def _parse_array(schema: Mapping[str, Any], text: str) -> Any:
         except ValueError:
             return text
     items = schema.get("items", {"type": "string"})
-    return [_parse(items, part.strip()) for part in text.split(",")] if text.strip() else []
+    return [parse_value(items, part.strip()) for part in text.split(",")] if text.strip() else []
 
 
-def _normal(schema: Mapping[str, Any], value: Any) -> Any:
+def unified(schema: Mapping[str, Any], value: Any) -> Any:
     """Return equal values as one, so that 1 and 1.0 make the same plan."""
     match schema["type"]:
         case _ if value is None:
@@ -191,7 +191,7 @@ def _normal(schema: Mapping[str, Any], value: Any) -> Any:
         case "number":
             return float(value)
         case "array":
-            return [_normal(schema.get("items", {"type": "string"}), item) for item in value]
+            return [unified(schema.get("items", {"type": "string"}), item) for item in value]
     return value
 
 

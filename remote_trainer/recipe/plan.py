@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from remote_trainer.errors import Fault, RecipeError
-from remote_trainer.model import Output, OutputKind, Plan, PlannedStep, Resources
-from remote_trainer.recipe.parameters import resolve
+from remote_trainer.model import Facts, Output, OutputKind, Plan, PlannedStep, Resources
+from remote_trainer.recipe.presets import PARAMETER, complete
 from remote_trainer.recipe.recipe import Recipe, Step
 from remote_trainer.recipe.render import RenderError, evaluate, render_shell, render_text
 
@@ -25,10 +25,10 @@ MASK = "***"
 _SECRET_LIKE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)$")
 
 
-def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
-    """Return the plan for these parameters (typed, see parameters.py). RecipeError lists every fault."""
-    values = resolve(recipe, parameters)
-    work = _Rendering(recipe, values)
+def make_plan(recipe: Recipe, parameters: Mapping[str, Any], facts: Facts | None = None) -> Plan:
+    """Return the plan for these parameters (typed, see parameters.py) and data. RecipeError lists every fault."""
+    values, preset = complete(recipe, parameters, facts)
+    work = _Rendering(recipe, {name: value for name, value in values.items() if not recipe.presets or name != PARAMETER})
     steps = tuple(
         work.step(index, step) for index, step in enumerate(recipe.steps) if work.try_(f"/steps/{index}/when", _wanted, step.when)
     )
@@ -45,6 +45,7 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
         cleanup=work.try_("/cleanup", render_shell, recipe.cleanup) or "",
         required_secrets=tuple(rule.name for rule in recipe.secrets if rule.required and _used(rule.name, steps)),
         health=work.try_("/health", render_shell, recipe.health) or "",
+        preset=preset,
     )
     if not steps and not work.faults:
         work.faults.append(recipe.fault("/steps", "no step is left with these parameters: every `when` is false"))
@@ -54,8 +55,11 @@ def make_plan(recipe: Recipe, parameters: Mapping[str, Any]) -> Plan:
 
 
 def plan_digest(plan: Plan) -> str:
-    """Return the SHA-256 (hex) of the plan's canonical JSON without its digest; the same after a way through any store."""
-    document = _canonical(dataclasses.replace(plan, digest=""))
+    """Return the SHA-256 (hex) of the plan's canonical JSON without its digest; the same after a way through any store.
+
+    What is told about the preset does not count: its values do, among the parameters.
+    """
+    document = _canonical(dataclasses.replace(plan, digest="", preset=None))
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

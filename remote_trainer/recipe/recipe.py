@@ -51,6 +51,34 @@ class SecretRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PresetValue:
+    """What a preset sets one parameter to. Text may be a template; ``when`` is an expression (empty: always)."""
+
+    value: Any
+    because: str
+    when: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A sentence for whoever takes the preset."""
+
+    text: str
+    when: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Values for what a user has not set, for data of which ``when`` is true (empty: any)."""
+
+    name: str
+    values: Mapping[str, PresetValue]
+    description: str = ""
+    when: str = ""
+    advice: tuple[Advice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A checked tool.yaml. ``parameters`` maps names to their JSON Schemas."""
 
@@ -58,7 +86,8 @@ class Recipe:
     version: int
     description: str
     steps: tuple[Step, ...]
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # with presets also the parameter ``preset``
+    presets: tuple[Preset, ...] = ()
     resources: Mapping[str, int | str] = field(default_factory=dict)  # fields of model.Resources; texts are templates
     expected_hours: float | str = 0.0  # on a GPU of speed 1; text is a template
     image: str = ""
@@ -74,6 +103,7 @@ class Recipe:
     cleanup: str = ""
     file: str = ""
     lines: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)  # by JSON pointer
+    presets_file: str = ""  # where the presets come from, if not from ``file``; their lines are among ``lines``
 
     @property
     def tool(self) -> str:
@@ -86,4 +116,5 @@ class Recipe:
 
     def fault(self, pointer: str, message: str) -> Fault:
         """Return a fault at a place of the file."""
-        return Fault(message, file=self.file, line=self.lines.get(pointer, 0), field=pointer)
+        file = self.presets_file if pointer.startswith("/presets/") and self.presets_file else self.file
+        return Fault(message, file=file, line=self.lines.get(pointer, 0), field=pointer)

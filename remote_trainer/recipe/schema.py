@@ -43,8 +43,10 @@ def load_schema(name: str) -> Mapping[str, Any]:
 @cache
 def _validator(name: str) -> Draft202012Validator:
     from jsonschema import Draft202012Validator  # slow to import; most commands never need it
+    from referencing import Registry, Resource
 
-    return Draft202012Validator(load_schema(name))
+    recipe: Resource[Any] = Resource.from_contents(load_schema("schema.json"))  # of which others use parts
+    return Draft202012Validator(load_schema(name), registry=recipe @ Registry())
 
 
 def schema_faults(source: Source, schema: str) -> list[Fault]:

@@ -24,9 +24,11 @@ from remote_trainer.policy import (
     with_bid,
 )
 from remote_trainer.ports import Driver, Refusal, Survey, Surveyor
+from remote_trainer.recipe.presets import wants_facts
 from remote_trainer.service.app import App
+from remote_trainer.service.data import count
 from remote_trainer.service.preview import Transfer, transfers
-from remote_trainer.service.submit import Order, Sketch, find_sources, sketch
+from remote_trainer.service.submit import Order, Sketch, find_sources, plan_for, sketch
 from remote_trainer.worker.market import find_failed
 
 
@@ -60,7 +62,7 @@ async def rank_offers(app: App, order: Order, *, refused: bool = True) -> Rankin
 
     Without ``refused`` less is asked of the market.
     """
-    wanted = sketch(app.settings, order)
+    wanted = await _sketch_with_data(app, order)
     shipped = await transfers(wanted.recipe, find_sources(wanted.recipe, wanted.plan, order, partial=True))
     run, strategy = _estimate(wanted, shipped), wanted.places.first.provision.strategy
     failed = await find_failed(app.store, app.clock.now())
@@ -92,6 +94,16 @@ async def rank_offers(app: App, order: Order, *, refused: bool = True) -> Rankin
         ],
         refused=passed_over,
     )
+
+
+async def _sketch_with_data(app: App, order: Order) -> Sketch:
+    """Return the sketch with the plan that its data, if there is any, makes of it."""
+    wanted = sketch(app.settings, order)
+    dataset = find_sources(wanted.recipe, wanted.plan, order, partial=True).get("dataset")
+    facts = None
+    if dataset is not None and wants_facts(wanted.recipe, wanted.given):
+        facts = await count(app.settings, dataset)
+    return replace(wanted, plan=plan_for(wanted, facts))
 
 
 def _estimate(wanted: Sketch, shipped: Sequence[Transfer]) -> Estimate:

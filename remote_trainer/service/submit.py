@@ -16,17 +16,19 @@ from typing import Any
 from remote_trainer import plugins
 from remote_trainer.config import Settings
 from remote_trainer.dataset.cache import Cache
-from remote_trainer.dataset.inspect import Report, inspect
+from remote_trainer.dataset.inspect import Report
 from remote_trainer.dataset.pack import pack
-from remote_trainer.dataset.sources import open_source
+from remote_trainer.dataset.sources import Source
 from remote_trainer.errors import ConfigError, DatasetError, RemoteTrainerError, UsageError
-from remote_trainer.model import Input, Job, Limits, Plan, Resources
+from remote_trainer.model import Facts, Input, Job, Limits, Plan, Resources
 from remote_trainer.policy import needs
-from remote_trainer.recipe.load import load_recipe
+from remote_trainer.recipe.load import load_recipe, override_presets
 from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan, plan_digest
+from remote_trainer.recipe.presets import AUTO, PARAMETER, wants_facts
 from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
+from remote_trainer.service.data import examine
 from remote_trainer.service.ledger import enqueue
 from remote_trainer.service.names import new_job_id
 from remote_trainer.service.places import Places, find_places
@@ -41,6 +43,7 @@ class Order:
     dataset: str | None = None
     base: str | None = None
     settings: Sequence[str] = ()  # key=value
+    presets: str | None = None  # a file, in place of the tool's own
     driver_options: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     tenant: str = "default"
@@ -53,7 +56,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A checked order: what would be submitted. Nothing has been packed, stored or connected to."""
+    """A checked order: what would be submitted. Nothing has been packed, stored or connected to, but for a bucket that was listed."""
 
     order: Order
     recipe: Recipe
@@ -63,6 +66,7 @@ class Draft:
     limits: Limits
     report: Report | None  # of a local dataset that was not examined before in the state it is in
     signature: str  # that state; empty for data in a bucket
+    listed: Source | None  # a dataset in a bucket, if it was listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,8 @@ class Sketch:
     """The part of an order that says what machine it wants, and for how long. The data may be missing."""
 
     recipe: Recipe
-    plan: Plan
+    given: Mapping[str, Any]  # the parameters that the user has set
+    plan: Plan  # as it is while nothing is known of the data
     places: Places
     limits: Limits
 
@@ -78,29 +83,35 @@ class Sketch:
 def sketch(settings: Settings, order: Order) -> Sketch:
     """Read tool, parameters, profile and limits of an order. Raises UsageError kinds; touches nothing."""
     recipe = load_recipe(plugins.find_tool(order.tool, settings.tools_path))
+    if order.presets is not None:
+        recipe = override_presets(recipe, Path(order.presets).expanduser())
     places = find_places(settings, order.driver, order.driver_options, order.terms)
-    chosen = [*order.settings, *([f"base={order.base}"] if order.base is not None else [])]
-    return Sketch(
-        recipe=recipe,
-        plan=_with_wishes(make_plan(recipe, parse_settings(recipe, chosen)), places),
-        places=places,
-        limits=_limits(settings, places.limits, order),
-    )
+    given = parse_settings(recipe, [*order.settings, *([f"base={order.base}"] if order.base is not None else [])])
+    plan = _with_wishes(make_plan(recipe, given), places)
+    return Sketch(recipe=recipe, given=given, plan=plan, places=places, limits=_limits(settings, places.limits, order))
+
+
+def plan_for(sketched: Sketch, facts: Facts | None) -> Plan:
+    """Return the plan that the order becomes with such data; None is no data, for which only a preset that is named is taken.
+
+    RecipeError if no plan comes of it.
+    """
+    if not wants_facts(sketched.recipe, sketched.given) or (facts is None and sketched.given.get(PARAMETER, AUTO) == AUTO):
+        return sketched.plan
+    return _with_wishes(make_plan(sketched.recipe, sketched.given, facts or Facts()), sketched.places)
 
 
 async def draft(settings: Settings, order: Order) -> Draft:
     """Check an order completely. Raises UsageError kinds; touches nothing, not even the store."""
     sketched = sketch(settings, order)
-    recipe, plan = sketched.recipe, sketched.plan
+    recipe = sketched.recipe
     await _check_places(settings, sketched.places, order)
+    _check_secrets(settings, sketched.plan)
+    dataset = find_sources(recipe, sketched.plan, order).get("dataset")
+    examined = await examine(settings, dataset, wants_facts=wants_facts(recipe, sketched.given))
+    plan = plan_for(sketched, examined.facts)
     _check_secrets(settings, plan)
     sources = find_sources(recipe, plan, order)
-    report, signature = None, ""
-    if (source := sources.get("dataset")) is not None and "://" not in source:
-        signature = await asyncio.to_thread(open_source(source).signature)
-        if not await asyncio.to_thread(Cache(settings.cache_dir).is_sound, source, signature):
-            report = await inspect(source)
-            report.check()
     return Draft(
         order=order,
         recipe=recipe,
@@ -108,8 +119,9 @@ async def draft(settings: Settings, order: Order) -> Draft:
         places=sketched.places,
         sources=sources,
         limits=sketched.limits,
-        report=report,
-        signature=signature,
+        report=examined.report,
+        signature=examined.signature,
+        listed=examined.listed,
     )
 
 
@@ -182,9 +194,10 @@ def _with_wishes(plan: Plan, places: Places) -> Plan:
 
 async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     cache = Cache(app.settings.cache_dir)
-    inputs = [await pack(source, cache, name=name) for name, source in checked.sources.items()]
+    sources: dict[str, str | Source] = {**checked.sources, **({"dataset": checked.listed} if checked.listed else {})}
+    inputs = [await pack(source, cache, name=name) for name, source in sources.items()]
     if checked.report is not None:
-        await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature)
+        await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature, checked.report.facts)
     return (*inputs, *await pack_tool(cache, checked.recipe))
 
 

@@ -1,7 +1,7 @@
 """What all LoRA trainers share. A family, such as scripts/sdxl_lora, brings the rest: its flags, its base model and its arithmetic.
 
     program    the command line's course: check what is cheap, then load torch and train
-    options    the flags; flags: how one is declared   presets  values by the number of images, with reasons
+    options    the flags                           flags        how they are declared and read
     ends       the exit codes                      base         the model on this disk, known by content
     data       the images' buckets and order       images       image files and masks
     captions   captions and their tags             report       what the dataset amounts to

@@ -89,11 +89,6 @@ class Options(Settings):
     prior_weight: float = flag(1.0, IMAGES, "how much prior images count", low=0, high=100)
     caption_dropout: float = flag(0.05, IMAGES, "share of draws that train with an empty caption", low=0, high=1)
 
-    preset: str = flag(
-        "",
-        NETWORK,
-        "size: what was left at its default is chosen by the number of images; or a file like scripts/lora/presets.json",
-    )
     network: str = flag(
         "lora", NETWORK, "what learns beside each layer: LoRA, DoRA (own strength for each output), LoHa or LoKr (products of factors)",
         choices=("lora", "dora", "loha", "lokr"),

@@ -30,7 +30,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lora import presets
 from lora.base import Kind, find
 from lora.data import survey
 from lora.ends import CannotWrite, End, Interrupted
@@ -100,12 +99,11 @@ def main(tool: Tool) -> int:
     try:
         options = smoke_options(tool, options) if options.smoke else options
         photos, base = survey(options), find(options.base, tool.kind)
-        options, chosen = presets.apply(options, photos)
         laps.mark("dataset")
         if (count := wanted(options.ranks)) > 1:
             return launch(sys.argv, count, stop)
         if os.environ.get("RANK", "0") == "0":
-            print("\n".join([*report(options, photos), *chosen, f"base: {base.name}"]), flush=True)
+            print("\n".join([*report(options, photos), f"base: {base.name}"]), flush=True)
         stop()
         from lora.loop import Task, train
 

@@ -17,7 +17,7 @@ JOB_FIELDS = {
 }
 MORE_FIELDS = {
     *("projected_cost_usd", "billed_usd", "reserved_usd", "evaluations"),
-    *("metrics", "logs", "parameters", "plan_digest", "driver_options", "places", "limits", "inputs", "tries"),
+    *("metrics", "logs", "parameters", "preset", "plan_digest", "driver_options", "places", "limits", "inputs", "tries"),
     *("artifacts", "events"),
 }
 
@@ -44,6 +44,37 @@ def test_cancel_ends_a_job_and_keeps_what_it_made(home: Home) -> None:
     assert any(each["path"].startswith("checkpoints/line-") for each in kept["artifacts"])
     again = home.remote_trainer("cancel", job)
     assert again.returncode == 7 and again.stderr.startswith(b"error: ")
+
+
+def test_a_preset_goes_with_its_job(home: Home) -> None:
+    """What it has set is told at submit, shown with the job, and the same in a retry, though its file is gone and the data changed."""
+    data, presets = home.path / "data", home.path / "presets.yaml"
+    data.mkdir()
+    (data / "a.txt").write_text("1")
+    presets.write_text(
+        "presets:\n  - name: short\n    when: files < 2\n    values:\n"
+        "      lines: {value: '{{ files * 2 }}', because: two for each file}\n      delay_s: {value: 9, because: no hurry}\n"
+    )
+    order = ("--tool", "hello@1", "--dataset", str(data), "--presets", str(presets), *QUICK)
+    submitted = home.run_training(*order, "--detach")
+    assert submitted.stderr.startswith(b"preset short for 1 file: lines=2\nleft as you set it: delay_s=0.0\nqueued;")
+    job = submitted.stdout.decode().strip()
+    assert home.remote_trainer("wait", job).returncode == 0
+    (data / "b.txt").write_text("2")
+    presets.unlink()
+    again = home.remote_trainer("retry", job)
+    assert (
+        again.returncode == 0 and b"\npreset short for 1 file: lines=2\n" in again.stdout and b"greet | line 2/2" in again.stdout
+    )
+    shown = home.document("show", job)
+    assert shown["preset"] == {
+        "name": "short",
+        "facts": {"images": 0, "files": 1},
+        "set": {"lines": {"value": 2, "because": "two for each file"}},
+        "kept": {"delay_s": {"value": 0.0, "preset": 9.0}},
+        "advice": [],
+    }
+    assert b"preset     short for 1 file; set lines; left delay_s\n" in home.remote_trainer("show", job).stdout
 
 
 def test_retry_resumes_from_the_newest_checkpoint(home: Home) -> None:

@@ -95,7 +95,7 @@ def _label(job: Job) -> str:
 #: Few steps, and a checkpoint every few.
 TRAINING = {
     "resolution": 64, "bucket_step": 32, "targets": "locon", "rank": 4, "alpha": 2.0, "lr": 0.003, "batch_size": 2, "steps": 30,
-    "sample_count": 0, "checkpoint_every": 3, "log_every": 3, "threads": 1, "gpus": 0,
+    "sample_count": 0, "checkpoint_every": 3, "log_every": 3, "threads": 1, "gpus": 0, "preset": "none",
 }  # fmt: skip
 
 
@@ -152,7 +152,8 @@ def _script(name: str, *arguments: str | Path, **environment: str) -> None:
 
 def _trained(job: Job, folder: Path) -> dict[str, str]:
     """The weights that the same training gives when nothing happens to it."""
-    given = {name: value for name, value in job.plan.parameters.items() if name not in ("base", "python", "gpus", "vram_gb")}
+    ours = ("base", "python", "gpus", "vram_gb", "preset")
+    given = {name: value for name, value in job.plan.parameters.items() if name not in ours}
     (folder / "options.json").write_text(json.dumps(given))
     places = {"BASE": "base", "DATASET": "photographs", "OUTPUT": "output", "CACHE": "cache"}
     environment = {f"RT_{name}": str(folder / place) for name, place in places.items()}

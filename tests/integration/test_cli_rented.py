@@ -324,6 +324,18 @@ def test_offers_in_words(office: Office) -> None:
     assert any(line.startswith("2 min_reliability reliability 0.9, 0.98 wanted (1 × RTX 4090") for line in lines)
 
 
+def test_the_preset_of_the_dataset_counts(office: Office, tmp_path: Path) -> None:
+    """A run is as long as the preset makes it, which is told; the images are counted and not looked into."""
+    (tmp_path / "data").mkdir()
+    for number in range(401):
+        (tmp_path / "data" / f"{number}.png").touch()
+    order = (*WANTED[:-1], "5", "--dataset", str(tmp_path / "data"))
+    found, plain = office.document(*order), office.document(*order, "--set", "preset=none")
+    assert (found["preset"]["name"], found["preset"]["facts"]["images"], plain["preset"]) == ("large", 401, None)
+    assert found["expected"]["hours"] > plain["expected"]["hours"]
+    assert "preset large for 401 images: rank=32 " in office.run(*order)[1]
+
+
 def test_traffic_of_the_dataset_counts(office: Office, tmp_path: Path) -> None:
     """Its size is measured, and nothing is packed."""
     (tmp_path / "data").mkdir()

@@ -13,7 +13,9 @@ from remote_trainer.dataset import bucket as module
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.inspect import inspect
 from remote_trainer.dataset.pack import pack
+from remote_trainer.dataset.sources import open_source
 from remote_trainer.errors import ConfigError, DatasetError
+from remote_trainer.model import Facts
 from remote_trainer.testing.netfault import Link
 from tests.integration.depot_host import FILES
 from tests.support import commandline, s3
@@ -75,6 +77,16 @@ async def test_same_digest_as_the_folder(s3_bucket: S3Bucket, cache: Cache, tmp_
     from_folder = await pack(folder(tmp_path / "data", TREE), Cache(tmp_path / "other"))
     assert (from_bucket.digest, from_bucket.files, from_bucket.size) == (from_folder.digest, len(TREE), from_folder.size)
     assert from_bucket.source == f"s3://{s3_bucket.bucket}/some/where"
+
+
+async def test_a_bucket_is_counted_from_its_list(s3_bucket: S3Bucket, cache: Cache, link: Link) -> None:
+    """No object is downloaded for it, and packing what was counted does not list again."""
+    put(s3_bucket, {"a.png": b"x" * 100_000, "sub/b.JPG": b"y", "a.txt": b"z"}, "some/where/")
+    opened = open_source(f"s3://{s3_bucket.bucket}/some/where")
+    assert opened.facts() == Facts(images=2, files=3)
+    assert link.bytes_down < 50_000
+    put(s3_bucket, {"late.png": b"z"}, "some/where/")
+    assert (await pack(opened, cache)).files == 3
 
 
 async def test_a_whole_bucket(s3_bucket: S3Bucket, cache: Cache, tmp_path: Path) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.train.conftest import chosen_options, tool
+from tests.train.conftest import tool
 
 FLAGS = """
 base dataset output metrics cache name smoke
 resolution more_resolutions bucket_step bucket_min bucket_max min_image convert_images trigger allow_missing_captions
 shuffle_tags keep_tags flip masks mask_background prior prior_prompt prior_images prior_weight caption_dropout
-preset network targets rank alpha dropout text_lr text_rank text_alpha conv_rank conv_alpha
+network targets rank alpha dropout text_lr text_rank text_alpha conv_rank conv_alpha
 steps batch_size grad_accumulation optimizer lr lr_schedule lr_cycles warmup weight_decay clip ema seed spike rollbacks plateau
 patience min_snr_gamma debiased noise_offset
 precision quantize gradient_checkpointing vram compile ranks threads
@@ -79,43 +78,3 @@ def test_all_values_out_of_range_are_listed_at_once(capsys: pytest.CaptureFixtur
     assert caught.value.code == 2 and all(
         flag in message for flag in ("--rank is 0", "--lr is nan", "--bucket-step is 48", "--name is")
     )
-
-
-def photos(count: int) -> list[Any]:
-    from lora.data import Photo
-
-    return [Photo(Path(f"{n}.png"), "", 64, 64, "", (64, 64)) for n in range(count)]
-
-
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
-@pytest.mark.parametrize("count", [1, 79, 80, 400, 401, 5000])
-def test_every_preset_is_valid_and_has_its_reasons(family: str, count: int) -> None:
-    """For any number of images the bundled presets name options that exist, with values in their limits, and say why."""
-    from lora.presets import apply
-
-    made, said = apply(chosen_options(family, preset="size"), photos(count))
-    changed = [line for line in said if " = " in line]
-    assert changed and all(line.count(": ") >= 2 for line in changed) and "steps are usual" in said[-1]
-    assert made.steps == chosen_options(family).steps
-
-
-def test_a_preset_leaves_what_was_chosen(tmp_path: Path) -> None:
-    """Only defaults give way; without --preset nothing does; a file of one's own replaces the bundled presets."""
-    from lora.ends import BadInput
-    from lora.presets import apply
-
-    made, said = apply(chosen_options(preset="size", rank=5), photos(200))
-    assert (made.rank, made.alpha) == (5, 16.0) and "preset for 200 images: rank stay as you set them" in said
-    assert apply(chosen_options(), photos(3)) == (chosen_options(), [])
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps({"unet": [{"images": None, "steps": [1, 1, 9], "values": {"rank": [7, "because"]}}]}))
-    assert apply(chosen_options(preset=own), photos(3))[0].rank == 7
-    for text in (
-        "{",
-        "[]",
-        '{"unet": [{"images": 1, "steps": [1, 1, 1], "values": {}}]}',
-        own.read_text().replace("rank", "rnk"),
-    ):
-        own.write_text(text)
-        with pytest.raises(BadInput, match="--preset"):
-            apply(chosen_options(preset=own), photos(3))

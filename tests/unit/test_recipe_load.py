@@ -53,6 +53,9 @@ def test_every_field_arrives() -> None:
     assert [rule.name for rule in recipe.inputs] == ["dataset", "base", "spare"]
     assert (recipe.inputs[0].required, recipe.inputs[1].parameter) == (True, "base")
     assert recipe.secrets[0].required and recipe.secrets[1].name == "OTHER"
+    few, empty = recipe.presets
+    assert (few.name, few.values["size"].when, few.advice[0].when) == ("few", "images > 1", "images < 3")
+    assert (empty.when, empty.values, recipe.parameters["preset"]["enum"]) == ("", {}, ["auto", "none", "few", "empty"])
     assert recipe.steps[1].retries.on_exit == (75,) and recipe.steps[1].timeout_s == 60.0
     assert [output.kind for output in recipe.outputs] == [OutputKind.CHECKPOINT, OutputKind.FINAL, OutputKind.ARTIFACT]
 
@@ -87,7 +90,7 @@ def test_name_and_version_must_be_those_of_the_folders(tmp_path: Path) -> None:
     assert [fault.field for fault in validate(folder)] == ["/name", "/version"]
 
 
-@pytest.mark.parametrize("name", ["schema.json", "profile.schema.json"])
+@pytest.mark.parametrize("name", ["schema.json", "profile.schema.json", "presets.schema.json"])
 def test_every_field_of_a_schema_is_explained(name: str) -> None:
     """The published schemas are documentation: each field has a title and a description."""
 

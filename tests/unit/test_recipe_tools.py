@@ -108,7 +108,7 @@ def parameters_of(tool: str) -> dict[str, dict[str, Any]]:
     return {
         name: {key: schema[key] for key in ("type", "default", "minimum", "maximum", "enum") if key in schema}
         for name, schema in load_recipe(plugins.find_tool(tool)).parameters.items()
-        if name not in ("python", "gpus", "vram_gb")
+        if name not in ("python", "gpus", "vram_gb", "preset")
     }
 
 
