@@ -39,7 +39,7 @@ async def pack(
     wrong with which file.
     """
     opened = open_source(source, outside_links=outside_links) if isinstance(source, str) else source
-    return await in_thread(lambda gone: _pack(opened, cache, name, gone, fleeting or opened.fleeting))
+    return await in_thread(lambda gone: _pack(opened, cache, name, gone, fleeting))
 
 
 def _pack(source: Source, cache: Cache, name: str, gone: Gone, fleeting: bool) -> Input:
@@ -52,12 +52,12 @@ def _pack(source: Source, cache: Cache, name: str, gone: Gone, fleeting: bool) -
     with source.tree() as tree:
         parts = lay_out(tree.entries)
         size = sum(part.size for part in parts)
-        keep = fleeting or size < KEEP_BELOW
+        keep = fleeting or source.fleeting or size < KEEP_BELOW
         chunks = _hash_all(parts, tree, cache if keep else None, gone)
         files = sum(not entry.folder for entry in tree.entries)
         given = Input(name=name, source=source.name, digest=digest_of(chunks), size=size, files=files, chunks=chunks)
-        racy = not fleeting and tree.newest_ns > started_ns - _CLOCK_GRAIN_NS
-        cache.remember(given, tree=None if keep else tree, signature="" if racy else signature)
+        racy = not source.fleeting and tree.newest_ns > started_ns - _CLOCK_GRAIN_NS
+        cache.remember(given, tree=None if keep else tree, signature="" if racy or fleeting else signature)
     return given
 
 

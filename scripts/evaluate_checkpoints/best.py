@@ -27,7 +27,7 @@ def best_name(options: Options) -> str:
 
 
 def write(
-    training: Training, photos: Sequence[Photo], model: Model, checkpoint: Checkpoint, verdict: Verdict, last: int
+    training: Training, photos: Sequence[Photo], model: Model, checkpoint: Checkpoint, verdict: Verdict
 ) -> dict[str, object]:
     """Write final/NAME_best.safetensors, final/NAME_best_kohya.safetensors and final/best.json; returns what the latter says."""
     final, name = Path(training.options.output) / "final", best_name(training.options)
@@ -43,8 +43,8 @@ def write(
         "format": FORMAT,
         "name": name,
         **source,
-        "last_step": last,
-        "is_last": checkpoint.step == last,
+        "last_step": max(verdict.scores),
+        "is_last": checkpoint.step == max(verdict.scores),
         "score": round(verdict.scores[checkpoint.step], 6),
         "why": verdict.why,
         "files": files,

@@ -194,6 +194,6 @@ def conclude(run: Evaluation, verdict: scoring.Verdict, learned: Sequence[Photo]
     told = report.build(run, verdict, model.base)
     export.write_atomically(run.folder / "report.json", (json.dumps(told, indent=2) + "\n").encode())
     export.write_atomically(run.folder / "report.html", page.render(told, run.folder, Path(run.shown.dataset)).encode())
-    made = best.write(run.training, learned, model, chosen, verdict, run.checkpoints[-1].step)
+    made = best.write(run.training, learned, model, chosen, verdict)
     print(f"best: {verdict.why}", flush=True)
     print(f"done: final/{made['name']}.safetensors, evaluation/report.html, evaluation/sheet.png", flush=True)

@@ -33,7 +33,6 @@ class Training:
     losses: Mapping[int, float]
     """Step → validation loss, where it was measured."""
     base_digest: str
-    finished: bool
 
     def as_shown(self, options: EvaluationOptions) -> Options:
         """The same with the size, steps and guidance of the evaluation's pictures; BadInput if they do not go together."""
@@ -117,4 +116,4 @@ def read(tool: Tool, options: EvaluationOptions) -> Training:
         raise BadInput(f"{folder} was not made by {tool.name}: {error}") from error
     validations = [*(state.get("validations", {}) for state in told), summary.get("val_loss", {})]
     losses = {int(step): float(loss) for several in validations for step, loss in several.items()}
-    return Training(folder, chosen, losses, str(identity.get("base", "")), bool(summary))
+    return Training(folder, chosen, losses, str(identity.get("base", "")))
