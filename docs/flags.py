@@ -25,12 +25,26 @@ environment, the environment beats the default. What they do together is told in
 
 def options_of(program: str) -> dict[str, tuple[type, Any, Any]]:
     """name → (type, default, Flag) of each option of `scripts/<program>`, such as sdxl_lora/train."""
+    return declared(module(program).TOOL.options)
+
+
+def module(name: str) -> Any:
+    """A module of the scripts, by its path."""
     if str(SCRIPTS) not in sys.path:
         sys.path.insert(0, str(SCRIPTS))
-    found: dict[str, tuple[type, Any, Any]] = importlib.import_module("lora.flags").flags(
-        importlib.import_module(program.replace("/", ".")).TOOL.options
-    )
+    return importlib.import_module(name.replace("/", "."))
+
+
+def declared(kind: type) -> dict[str, tuple[type, Any, Any]]:
+    """name → (type, default, Flag) of each option of that class."""
+    found: dict[str, tuple[type, Any, Any]] = module("lora/flags").flags(kind)
     return found
+
+
+def evaluation() -> list[str]:
+    """The flags of the program that compares checkpoints."""
+    told = "`scripts/evaluate_checkpoints/evaluate.py` ([evaluation.md](evaluation.md)); in the trainers' recipes behind `evaluate_`."
+    return ["", "## `evaluate-lora@1`", "", told, *table(declared(module("evaluate_checkpoints/options").EvaluationOptions))]
 
 
 def row(name: str, kind: type, default: object, about: Any) -> str:
@@ -71,5 +85,11 @@ def differences(family: str) -> list[str]:
 
 def make() -> str:
     """The page."""
-    lines = [*INTRODUCTION.splitlines(), *table(options_of("sdxl_lora/train")), *differences("sd15"), *differences("flux")]
+    lines = [
+        *INTRODUCTION.splitlines(),
+        *table(options_of("sdxl_lora/train")),
+        *differences("sd15"),
+        *differences("flux"),
+        *evaluation(),
+    ]
     return "\n".join([*lines, ""])

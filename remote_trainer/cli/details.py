@@ -52,6 +52,8 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reserved", f"${float(job['reserved_usd']):.2f} of {job['tenant']}'s account" if job["reserved_usd"] else ""),
         ("limits", f"{limits['max_hours']:g} h, {out.plural(limits['max_attempts'], 'attempt')}{cap}"),
         ("retry of", job["retry_of"] or ""),
+        ("evaluates", job["evaluation_of"] or ""),
+        ("evaluation", " ".join(job["evaluations"])),
         ("cancel", "requested" if job["cancel_requested"] else ""),
         ("parameters", out.settings(job["parameters"])),
         ("preset", presets.fact(job["preset"])),

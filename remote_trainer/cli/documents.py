@@ -35,6 +35,7 @@ def job(value: Job, *, cost: Decimal, elapsed_s: float) -> dict[str, Any]:
         "note": value.note,
         "cancel_requested": value.cancel_requested_at is not None,
         "retry_of": value.retry_of,
+        "evaluation_of": value.evaluation_of,
         "attempts": len(value.attempts),
         "step": run.key if run else None,
         "exit_code": run.exit_code if run else None,
@@ -75,7 +76,7 @@ def preset(plan: Plan) -> dict[str, Any] | None:
     }
 
 
-def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> dict[str, Any]:
+def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event], evaluations: Sequence[str] = ()) -> dict[str, Any]:
     """Return everything there is to know about a job."""
     value = seen.job
     return {
@@ -83,6 +84,7 @@ def full_job(seen: Snapshot, *, elapsed_s: float, events: Sequence[Event]) -> di
         "projected_cost_usd": str(seen.projected) if seen.projected is not None else None,
         "billed_usd": str(seen.billed) if seen.billed is not None else None,
         "reserved_usd": str(value.reserved) if value.reserved else None,
+        "evaluations": list(evaluations),
         "metrics": dict(seen.values),
         "logs": dict(seen.log_sizes),
         "parameters": dict(value.plan.parameters),

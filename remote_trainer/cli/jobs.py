@@ -1,4 +1,4 @@
-"""``remote-trainer list|show|logs|wait|cancel|retry|artifacts``: looking at jobs and saying what should become of them.
+"""``remote-trainer list|show|logs|wait|cancel|retry|evaluate|artifacts``: looking at jobs and saying what should become of them.
 
 Rules for editing: one function for a command; it asks the service and prints.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remote_trainer.cli import documents, out, session
-from remote_trainer.cli.options import Detach, JobArgument, Json
+from remote_trainer.cli.options import Detach, JobArgument, Json, Set
 from remote_trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("wait")(wait)
     app.command("cancel")(cancel)
     app.command("retry")(retry)
+    app.command("evaluate")(evaluate)
     app.command("artifacts")(artifacts)
 
 
@@ -59,13 +60,14 @@ def list_jobs(
 def show(job: JobArgument, as_json: Json = False) -> None:
     """Show all that is known of a job: phase, attempts, steps, numbers, inputs, artifacts, events."""
     from remote_trainer.cli import details
-    from remote_trainer.service import jobs
+    from remote_trainer.service import evaluation, jobs
 
     async def work(app: App) -> None:
         found = await jobs.get_job(app, job)
         seen = await jobs.snapshot(app, found.id)
         elapsed_s = jobs.elapsed_s(seen.job, app.clock.now())
-        document = documents.full_job(seen, elapsed_s=elapsed_s, events=await jobs.events(app, found.id))
+        events, compared = await jobs.events(app, found.id), await evaluation.evaluations(app, found)
+        document = documents.full_job(seen, elapsed_s=elapsed_s, events=events, evaluations=compared)
         if as_json:
             out.document(document)
         else:
@@ -133,6 +135,32 @@ def retry(job: JobArgument, detach: Detach = False, as_json: Json = False) -> No
     async def work(app: App) -> None:
         old = await jobs.get_job(app, job)
         await go_on(app, await jobs.retry(app, old.id), detach=detach, as_json=as_json)
+
+    session.run(work)
+
+
+def evaluate(
+    job: JobArgument,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help="Prompts, separated by |; else captions of the dataset")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds of the noise, separated by commas")] = None,
+    clip: Annotated[str | None, typer.Option("--clip", help="The CLIP model that judges: a folder, a hub id, or none")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="What counts how much, such as clip_score=2,copying=0")] = None,
+    settings: Set = None,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the checkpoints of an ended LoRA training, as a new job: pictures, metrics, a report, and the best one's LoRA."""
+    from remote_trainer.cli.run import go_on
+    from remote_trainer.service import evaluation, jobs
+
+    named = {"prompts": prompts, "seeds": seeds, "clip": clip, "weights": weights}
+    wishes = [*(settings or ()), *(f"{name}={value}" for name, value in named.items() if value is not None)]
+
+    async def work(app: App) -> None:
+        old = await jobs.get_job(app, job)
+        await go_on(app, await evaluation.evaluate(app, old.id, wishes), detach=detach, as_json=as_json)
 
     session.run(work)
 

@@ -30,16 +30,19 @@ _CLOCK_GRAIN_NS = 2_000_000_000
 _MOST_THREADS = 8
 
 
-async def pack(source: str | Source, cache: Cache, *, name: str = "dataset", outside_links: bool = False) -> Input:
+async def pack(
+    source: str | Source, cache: Cache, *, name: str = "dataset", outside_links: bool = False, fleeting: bool = False
+) -> Input:
     """Return the input that a folder, archive or ``s3://bucket/prefix`` holds; a source that did not change is not read again.
 
-    ``outside_links`` follows links that leave the folder. DatasetError says what is wrong with which file.
+    ``outside_links`` follows links that leave the folder; ``fleeting`` says that the folder will soon be gone. DatasetError says what is
+    wrong with which file.
     """
     opened = open_source(source, outside_links=outside_links) if isinstance(source, str) else source
-    return await in_thread(lambda gone: _pack(opened, cache, name, gone))
+    return await in_thread(lambda gone: _pack(opened, cache, name, gone, fleeting))
 
 
-def _pack(source: Source, cache: Cache, name: str, gone: Gone) -> Input:
+def _pack(source: Source, cache: Cache, name: str, gone: Gone, fleeting: bool) -> Input:
     started_ns = time.time_ns()
     signature = source.signature()
     known = cache.recall(source.name, signature)
@@ -49,12 +52,12 @@ def _pack(source: Source, cache: Cache, name: str, gone: Gone) -> Input:
     with source.tree() as tree:
         parts = lay_out(tree.entries)
         size = sum(part.size for part in parts)
-        keep = source.fleeting or size < KEEP_BELOW
+        keep = fleeting or source.fleeting or size < KEEP_BELOW
         chunks = _hash_all(parts, tree, cache if keep else None, gone)
         files = sum(not entry.folder for entry in tree.entries)
         given = Input(name=name, source=source.name, digest=digest_of(chunks), size=size, files=files, chunks=chunks)
         racy = not source.fleeting and tree.newest_ns > started_ns - _CLOCK_GRAIN_NS
-        cache.remember(given, tree=None if keep else tree, signature="" if racy else signature)
+        cache.remember(given, tree=None if keep else tree, signature="" if racy or fleeting else signature)
     return given
 
 

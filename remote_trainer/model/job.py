@@ -75,6 +75,7 @@ class Job:
     priority: int = 0  # higher first
     reserved: Decimal = Decimal(0)  # US dollars of the tenant's account that were set aside for it; 0: the tenant has none
     retry_of: JobId | None = None  # an earlier job whose checkpoints may be resumed from
+    evaluation_of: JobId | None = None  # an earlier job whose checkpoints this one compares
     schema: int = SCHEMA
 
     phase: Phase = Phase.QUEUED

@@ -181,12 +181,23 @@ async def cancel(app: App, job_id: JobId) -> Job:
 
 async def retry(app: App, job_id: JobId) -> Job:
     """Queue the same plan, inputs and limits again as a new job, which resumes from the old one's newest checkpoint."""
+    old = await ended_job(app, job_id)
+    fresh = again(old, app.clock.now())
+    return await enqueue(app, replace(fresh, retry_of=old.id))
+
+
+async def ended_job(app: App, job_id: JobId) -> Job:
+    """Return a job that has ended. Conflict if it has not."""
     old = await app.store.get(job_id)
     if not old.phase.terminal:
         raise Conflict(f"job {old.id} is still {old.phase}: cancel it first, or wait for it")
-    now = app.clock.now()
+    return old
+
+
+def again(old: Job, now: datetime) -> Job:
+    """Return a job that has not begun, with the plan, inputs, places and limits of an earlier one."""
     new_id = new_job_id(now)
-    fresh = Job(
+    return Job(
         id=new_id,
         name=old.name if old.name != old.id else new_id,
         plan=old.plan,
@@ -201,9 +212,7 @@ async def retry(app: App, job_id: JobId) -> Job:
         inputs=old.inputs,
         limits=old.limits,
         priority=old.priority,
-        retry_of=old.id,
     )
-    return await enqueue(app, fresh)
 
 
 # ----------------------------------------------------------------------------------------------------------- artifacts

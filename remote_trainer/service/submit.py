@@ -216,13 +216,18 @@ async def _pack_inputs(app: App, checked: Draft) -> tuple[Input, ...]:
     inputs = [await pack(source, cache, name=name, outside_links=name in linked) for name, source in sources.items()]
     if checked.report is not None:
         await asyncio.to_thread(cache.note_sound, checked.sources["dataset"], checked.signature, checked.report.facts)
-    if checked.recipe.files:
-        with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
-            tree = Path(folder) / "tool"
-            await asyncio.to_thread(plugins.copy_tool_files, checked.recipe, tree)
-            packed = await pack(str(tree), cache, name="tool")  # small, so the cache keeps its bytes
-            inputs.append(replace(packed, source=checked.recipe.tool))
-    return tuple(inputs)
+    return (*inputs, *await pack_tool(cache, checked.recipe))
+
+
+async def pack_tool(cache: Cache, recipe: Recipe) -> tuple[Input, ...]:
+    """Return the files that come with a tool as its one input, if there are any."""
+    if not recipe.files:
+        return ()
+    with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
+        tree = Path(folder) / "tool"
+        await asyncio.to_thread(plugins.copy_tool_files, recipe, tree)
+        packed = await pack(str(tree), cache, name="tool", fleeting=True)
+    return (replace(packed, source=recipe.tool),)
 
 
 def find_sources(recipe: Recipe, plan: Plan, order: Order, *, partial: bool = False) -> dict[str, str]:

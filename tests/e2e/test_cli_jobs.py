@@ -13,10 +13,10 @@ QUICK = ("--set", "delay_s=0")
 
 JOB_FIELDS = {
     *("id", "name", "tool", "driver", "tenant", "priority", "phase", "verdict", "reason", "message", "note", "cancel_requested"),
-    *("retry_of", "attempts", "step", "exit_code", "created_at", "finished_at", "elapsed_s", "cost_usd"),
+    *("retry_of", "evaluation_of", "attempts", "step", "exit_code", "created_at", "finished_at", "elapsed_s", "cost_usd"),
 }
 MORE_FIELDS = {
-    *("projected_cost_usd", "billed_usd", "reserved_usd"),
+    *("projected_cost_usd", "billed_usd", "reserved_usd", "evaluations"),
     *("metrics", "logs", "parameters", "preset", "plan_digest", "driver_options", "places", "limits", "inputs", "tries"),
     *("artifacts", "events"),
 }

@@ -127,3 +127,23 @@ def train(bases: Callable[[str], Path], cache: Path, photographs: Path, tmp_path
 def run(train: Train) -> Train:
     """run(**options) trains SDXL so."""
     return partial(train, "sdxl")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP model with random weights, as the hub lays one out."""
+    import torch
+    from make_tiny_sdxl import END, START, vocabulary, write_tokenizer
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
+    ids, _ = vocabulary()
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": ids[START], "eos_token_id": ids[END], "pad_token_id": ids[END]}
+    text = {**size, **ends, "vocab_size": len(ids), "max_position_embeddings": 77}
+    vision = {**size, "image_size": 64, "patch_size": 16}
+    write_tokenizer(folder, END)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(folder)
+    return folder

@@ -69,7 +69,7 @@ def test_the_same_folder_twice_is_no_conflict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("find", "message"),
     [
-        (lambda: plugins.find_tool("helo"), "no tool 'helo'. Did you mean 'hello'\\? There are: flux-lora, hello"),
+        (lambda: plugins.find_tool("helo"), "no tool 'helo'. Did you mean 'hello'\\? There are: evaluate-lora, flux-lora, hello"),
         (lambda: plugins.find_tool("hello@7"), "no version '7' of the tool hello; there are: hello@1"),
         (lambda: plugins.find_tool("hello@"), "no version ''"),
         (lambda: plugins.find_tool("../hello"), "no tool '../hello'"),

@@ -88,10 +88,10 @@ PLACES = ("dataset", "output", "metrics", "cache", "smoke", "ranks")
 LORA_TOOLS = ["sd15", "sdxl", "flux"]
 
 
-def trainer_flags(family: str) -> dict[str, dict[str, Any]]:
-    """What a trainer says of its own options, asked in a process of its own."""
-    told = "{n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in flags(TOOL.options).items()}"
-    code = f"import json; from lora.flags import flags; from {family}_lora.train import TOOL; print(json.dumps({told}))"
+def program_flags(module: str, options: str) -> dict[str, dict[str, Any]]:
+    """What a program of the scripts says of its own options, asked in a process of its own."""
+    told = f"{{n: [k.__name__, d, a.low, a.high, a.choices] for n, (k, d, a) in flags({options}).items()}}"
+    code = f"import json; from lora.flags import flags; from {module} import *; print(json.dumps({told}))"
     run = subprocess.run(
         [sys.executable, "-B", "-c", code], cwd=REPOSITORY / "scripts", capture_output=True, text=True, check=True
     )
@@ -103,17 +103,47 @@ def trainer_flags(family: str) -> dict[str, dict[str, Any]]:
     return flags
 
 
+def parameters_of(tool: str) -> dict[str, dict[str, Any]]:
+    """A recipe's parameters in the same form, without those that say what machine is wanted."""
+    return {
+        name: {key: schema[key] for key in ("type", "default", "minimum", "maximum", "enum") if key in schema}
+        for name, schema in load_recipe(plugins.find_tool(tool)).parameters.items()
+        if name not in ("python", "gpus", "vram_gb", "preset")
+    }
+
+
 @pytest.mark.parametrize("family", LORA_TOOLS)
 def test_the_parameters_of_a_lora_tool_are_the_options_of_its_trainer(family: str) -> None:
     """Recipe and script agree on names, types, defaults, limits and choices; places and the machine are each one's own."""
-    schemas = load_recipe(plugins.find_tool(f"{family}-lora@1")).parameters
-    ours = {
-        name: {key: schema[key] for key in ("type", "default", "minimum", "maximum", "enum") if key in schema}
-        for name, schema in schemas.items()
-        if name not in ("python", "gpus", "vram_gb", "preset")
-    }
-    theirs = {name: flag for name, flag in trainer_flags(family).items() if name not in PLACES}
+    ours = {name: form for name, form in parameters_of(f"{family}-lora@1").items() if not name.startswith("evaluate")}
+    theirs = {name: flag for name, flag in program_flags(f"{family}_lora.train", "TOOL.options").items() if name not in PLACES}
     assert ours == theirs
+
+
+def test_the_parameters_of_an_evaluation_are_the_options_of_its_program() -> None:
+    """The tool that only evaluates has them by their names; those that train have them, but for places and name, behind evaluate_."""
+    options = program_flags("evaluate_checkpoints.options", "EvaluationOptions")
+    places = ("output", "trained", "dataset", "cache", "check", "threads")
+    ours = parameters_of("evaluate-lora@1")
+    assert ours.pop("family") == {"type": "string", "default": "sdxl", "enum": options["family"]["enum"]}
+    assert {key: form for key, form in ours.items() if key != "trained"} == {
+        key: form for key, form in options.items() if key not in (*places, "family")
+    }
+    theirs = {f"evaluate_{key}": form for key, form in options.items() if key not in (*places, "family", "base", "name")}
+    for family in LORA_TOOLS:
+        own = {key: form for key, form in parameters_of(f"{family}-lora@1").items() if key.startswith("evaluate_")}
+        assert own == theirs
+
+
+@pytest.mark.parametrize("family", LORA_TOOLS)
+def test_a_training_is_evaluated_on_request(family: str) -> None:
+    """Only with `evaluate` there are the step that evaluates and, before anything expensive, the one that finds CLIP."""
+    recipe = load_recipe(plugins.find_tool(f"{family}-lora@1"))
+    assert [step.name for step in make_plan(recipe, {}).steps] == ["setup", "train"]
+    asked = make_plan(recipe, {"evaluate": True, "evaluate_prompts": "it's a cat|a dog"})
+    assert [step.name for step in asked.steps] == ["setup", "find-clip", "train", "evaluate"]
+    train, evaluate = asked.steps[2:]
+    assert "evaluate" not in train.run and """--prompts='it'"'"'s a cat|a dog' """ in evaluate.run
 
 
 @pytest.mark.parametrize("family", LORA_TOOLS)
