@@ -2,12 +2,11 @@
 
     python -m demo.base OUT      # some minutes on two cores; goes on where it was interrupted
 
-The folder has the layout of a diffusers SDXL pipeline. Its VAE learns to encode all photographs, as a real one encodes any picture;
-its UNet learns to draw those whose captions have no cat in them, each from its caption. So a LoRA has something to teach, and
-something to keep.
+The folder has the layout of a diffusers SDXL pipeline. Its VAE learns to encode all photographs, as a real one encodes any picture,
+and its text encoders to tell their captions apart; its UNet learns to draw those whose captions have no cat in them, each from its
+caption. So a LoRA has something to teach, and something to keep.
 
-Editing rules: the UNet never sees what the LoRA is to teach; architecture, text encoders and tokenizers are those of
-scripts/make_tiny_sdxl.py.
+Editing rules: the UNet never sees what the LoRA is to teach; all but the VAE's widths is that of scripts/make_tiny_sdxl.py.
 """
 
 from __future__ import annotations
@@ -34,10 +33,19 @@ import make_tiny_sdxl
 
 # The VAE is narrow where pictures are large, which costs most, and wide where they are small: there is room to learn by heart.
 VAE_WIDTHS, VAE_GROUPS = (16, 16, 32, 128), 16
-VAE_STEPS, VAE_BATCH, VAE_RATE = 2400, 4, 2e-3
-UNET_STEPS, UNET_BATCH, UNET_RATE = 500, 8, 1e-3
+VAE_BATCH, UNET_BATCH = 4, 8
+VAE_RATE, TEXT_RATE, UNET_RATE = 2e-3, 1e-3, 1.5e-3
 EMPTY_CAPTIONS = 0.1
 """Share of draws with an empty caption, which guidance needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How long each part learns; the text encoders learn to tell the captions apart."""
+
+    vae: int = 2400
+    text: int = 100
+    unet: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,18 @@ def vae_loss(vae: Any, photographs: Sequence[Photograph]) -> Loss:
     return loss
 
 
+def text_loss(pipeline: Any, captions: list[str]) -> Loss:
+    """How alike different captions look to the text encoders: to random ones, captions that differ in a word are the same."""
+
+    def loss(draw: torch.Generator) -> torch.Tensor:
+        hidden, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
+        views = [functional.normalize(view, dim=-1) for view in (hidden.mean(dim=1), pooled)]
+        itself = torch.arange(len(captions))
+        return sum((functional.cross_entropy(10 * view @ view.T, itself) for view in views), torch.zeros(()))
+
+    return loss
+
+
 def unet_loss(pipeline: Any, photographs: Sequence[Photograph]) -> Loss:
     """How far the noise that the UNet sees in a noised photograph is from the noise that was added."""
     empty = embed(pipeline, [""])
@@ -132,7 +152,7 @@ def unet_shelf(pipeline: Any, group: Sequence[Photograph]) -> Shelf:
     )
 
 
-def make(out: Path, photographs: Sequence[Photograph], vae_steps: int = VAE_STEPS, unet_steps: int = UNET_STEPS) -> None:
+def make(out: Path, photographs: Sequence[Photograph], steps: Steps) -> None:
     """Write the base to `out`, whole or not at all; one that is there is left as it is."""
     if (out / "model_index.json").exists():
         return
@@ -144,11 +164,15 @@ def make(out: Path, photographs: Sequence[Photograph], vae_steps: int = VAE_STEP
     pipeline.vae = vae = make_tiny_sdxl.make_vae(block_out_channels=VAE_WIDTHS, norm_num_groups=VAE_GROUPS)
     known = [each for each in photographs if not each.unknown]
     often = [*photographs, *known, *known]  # few as they are, they are shown as often as the others together
-    learn(vae, Lesson("vae", vae_steps, VAE_RATE, work / "vae.pt"), vae_loss(vae, often))
+    learn(vae, Lesson("vae", steps.vae, VAE_RATE, work / "vae.pt"), vae_loss(vae, often))
     vae.requires_grad_(False)
     vae.register_to_config(scaling_factor=scale(vae, photographs))
-    learn(pipeline.unet, Lesson("unet", unet_steps, UNET_RATE, work / "unet.pt", seed=1), unet_loss(pipeline, known))
-    make_tiny_sdxl.save({"vae": vae, "unet": pipeline.unet}, work / "base")
+    encoders = torch.nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2])
+    captions = ["", *(each.caption for each in photographs)]
+    learn(encoders, Lesson("text", steps.text, TEXT_RATE, work / "text.pt"), text_loss(pipeline, captions))
+    learn(pipeline.unet, Lesson("unet", steps.unet, UNET_RATE, work / "unet.pt", seed=1), unet_loss(pipeline, known))
+    models = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2, "vae": vae, "unet": pipeline.unet}
+    make_tiny_sdxl.save(models, work / "base")
     (work / "base").rename(out)
     shutil.rmtree(work)
 
@@ -166,10 +190,8 @@ def main() -> None:
         prog="python -m demo.base", description="Make a tiny SDXL base that knows eight photographs."
     )
     parser.add_argument("out", type=Path, help="folder to write; a base that is there is left as it is")
-    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS, help=f"steps of the VAE (default {VAE_STEPS})")
-    parser.add_argument("--unet-steps", type=int, default=UNET_STEPS, help=f"steps of the UNet (default {UNET_STEPS})")
     options = parser.parse_args()
-    make(options.out, read(), options.vae_steps, options.unet_steps)
+    make(options.out, read(), Steps())
     print(f"base in {options.out}")
 
 

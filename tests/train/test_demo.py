@@ -74,8 +74,8 @@ def test_a_base_is_taught_and_a_lora_on_it_is_shown(
     monkeypatch.setattr(picture, "ROWS", ("cat00", "black-canyon"))
     few = [photograph for photograph in read() if photograph.name in ("acanthus-mollis", "black-canyon", "cat00")]
     made = tmp_path / "base"
-    base.make(made, few, vae_steps=1, unet_steps=1)
-    base.make(made, [])  # it is there
+    base.make(made, few, base.Steps(1, 1, 1))
+    base.make(made, [], base.Steps())  # it is there
     assert not made.with_name("base.part").exists()
 
     small = {**settings, "rank": 2, "steps": 2, "val_every": 0, "checkpoint_every": 1, "batch_size": 1, "warmup": 0}
