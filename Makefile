@@ -66,8 +66,8 @@ demo-visible: setup $(DEMO)/visible-base/model_index.json
 	$(BIN)/run-training --tool sdxl-lora@1 --driver local --dataset tests/fixtures/muybridge-cat --base $(DEMO)/visible-base \
 	    --set gpus=0 --set python=$(abspath $(BIN)/python) --set targets=locon --set rank=16 --set alpha=16 \
 	    --set resolution=80 --set bucket_step=32 --set bucket_min=64 --set bucket_max=96 \
-	    --set steps=300 --set batch_size=8 --set lr=0.002 --set lr_schedule=cosine --set warmup=20 \
-	    --set val_every=100 --set checkpoint_every=100 --set sample_count=0 --name demo-visible
+	    --set steps=450 --set batch_size=8 --set lr=0.002 --set lr_schedule=cosine --set warmup=20 \
+	    --set val_every=100 --set checkpoint_every=150 --set sample_count=0 --name demo-visible
 	rm -rf $(DEMO)/visible
 	$(BIN)/remote-trainer artifacts demo-visible --download $(DEMO)/visible
 	$(BIN)/python -m demo.picture $(DEMO)/visible-base $(DEMO)/visible $(DEMO)/demo.jpg

@@ -104,8 +104,8 @@ def make(base: Path, result: Path, out: Path) -> str:
     sheet(columns, prompts).save(out, quality=88)
     figures = [f"{distance(before, shown, unknown):.0f} -> {distance(after, shown, unknown):.0f}" for unknown in (True, False)]
     return (
-        f"{out}: asked for a cat, which it has never seen, the base draws something else (first column), and with the LoRA the cat of the"
-        " photograph on the right, in that frame's pose (third); what it knew, in the rows without a cat, it still draws."
+        f"{out}: in the rows that ask for a cat, which the base was never shown, the noise of the first column becomes a cat in that frame's"
+        " pose; in the others, which it was shown, little changes."
         f" Mean difference to the photographs: {figures[0]} of 255 where there is a cat, {figures[1]} where there is none."
     )
 
