@@ -105,7 +105,7 @@ def make(base: Path, result: Path, out: Path) -> str:
     sheet(columns, prompts).save(out, quality=88)
     figures = [f"{distance(before, shown, unknown):.0f} -> {distance(after, shown, unknown):.0f}" for unknown in (True, False)]
     return (
-        f"{out}: in the rows that ask for a cat, which the base was never shown, the noise of the first column becomes a cat in"
+        f"{out}: in the rows that ask for a cat, which the base was never shown, the blur of the first column becomes a cat in"
         " that frame's pose; in the others, which it was shown, little changes."
         f" Mean difference to the photographs: {figures[0]} of 255 where there is a cat, {figures[1]} where there is none."
     )
