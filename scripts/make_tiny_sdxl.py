@@ -84,11 +84,10 @@ def make_vae(scaling_factor: float = 0.13025, **more: Any) -> Any:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=VAE_WIDTHS,
         layers_per_block=1,
         sample_size=128,
         scaling_factor=scaling_factor,
-        **{"latent_channels": 4, **more},
+        **{"latent_channels": 4, "block_out_channels": VAE_WIDTHS, **more},
     )
 
 
