@@ -124,7 +124,7 @@ def ours(setting: Setting, places: Places) -> list[str]:
         "log-every": 1,
     }
     if not setting.vram:
-        fixed = {"batch-size": setting.batch, "precision": setting.precision}
+        fixed = {"batch-size": setting.batch, "precision": setting.precision, "quantize": "none"}
         given |= {**fixed, "gradient-checkpointing": "on" if setting.checkpointing else "off"}
     else:
         given |= {"vram": setting.vram}

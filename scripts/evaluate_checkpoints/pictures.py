@@ -119,7 +119,7 @@ def draw(pictures: Sequence[Picture], prompts: Sequence[str], model: Model, cach
         return
     print(f"{len(pictures) - len(missing)} of {len(pictures)} pictures are there", flush=True)
     missing[0].path.parent.mkdir(parents=True, exist_ok=True)
-    fill(cache, [], ["", *prompts], model.settled.device, stopping)
+    fill(cache, [], ["", *prompts], model.settled.encoding, stopping)
     sampler, started, done = Sampler(cache, model.shown, prompts, Ranks()), time.monotonic(), 0
     for checkpoint in dict.fromkeys(picture.checkpoint for picture in missing):
         with model.at(checkpoint) as family:

@@ -73,7 +73,7 @@ class Flux(Family):
     def __init__(self, base: Base, options: Options, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(base, options, device, dtype)
         self.schedule = base.scheduler_config()
-        # The net rounds times to the precision of the latents it is given, so these become narrow only behind that.
+        # Without autocast, latents become narrow here; the net then rounds times likewise, as it does in diffusers' own trainings.
         self.net.x_embedder.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
 
     @classmethod

@@ -138,7 +138,16 @@ def attach(family: Family, options: Options) -> None:
         for parameter in part.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        exact_strengths(part)
         part.eval()  # new modules begin as learning ones, whatever they were added to
+
+
+def exact_strengths(part: torch.nn.Module) -> None:
+    """Let DoRA layers begin with the strengths of their weights: PEFT rounds these to the precision of the weights."""
+    for layer in layers(part).values():
+        held, base = getattr(layer, "lora_magnitude_vector", {}), layer.get_base_layer()
+        if ADAPTER in held and isinstance(base, torch.nn.Linear) and base.weight.dtype != torch.float32:
+            held[ADAPTER].weight.data = base.weight.data.float().norm(dim=1)
 
 
 def layers(part: torch.nn.Module) -> dict[str, Any]:

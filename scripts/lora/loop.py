@@ -23,7 +23,7 @@ from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
 from lora.data import Order, Photo, dataset_digest, split
-from lora.ends import Interrupted, OutOfMemory
+from lora.ends import BadInput, Interrupted, OutOfMemory
 from lora.family import Family
 from lora.laps import Laps
 from lora.options import Options
@@ -53,6 +53,7 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
     with joined() as ranks:
         found = checkpoint.newest(task.options.output_dir / "checkpoints")
         settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None)
+        alike(settled.options, ranks)
         task = replace(task, options=settled.options)
         try:
             prepare.tune(settled)
@@ -62,7 +63,9 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
             run.announce()
             preflight.check(settled, run)
             run.loop(sampler, agreed(ranks, asked), laps)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             advice = memory.advice(settled.need, task.options, settled.card - 1)
             raise OutOfMemory(f"the GPU's memory does not suffice. {advice} ({error})") from error
         if ranks.first:
@@ -86,6 +89,19 @@ def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[]
     run = Run(options, model, cache, Order(learned, options.batch_size, options.seed), watched, ranks)
     run.identity = identity(task, ranks)
     return run, Sampler(cache, options, prompts, ranks)
+
+
+def alike(options: Options, ranks: Ranks) -> None:
+    """Refuse GPUs for which auto has chosen differently: their gradients would be those of different nets."""
+    chosen = ("none", "fp8", "int8", "nf4").index(options.quantize), ("fp32", "bf16").index(options.precision)
+    mean = ranks.total(torch.tensor(chosen, dtype=torch.float32)) / ranks.count
+    if ranks.any(mean.tolist() != list(chosen)):
+        raise BadInput("the GPUs of this machine differ, and auto chose differently for them: pass --quantize and --precision")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is the GPU's memory that is short, in the words of torch or of the libraries below it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def quieten() -> None:

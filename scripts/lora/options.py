@@ -231,6 +231,8 @@ class Options(Settings):
             found.append("--prior-prompt is blank: say what the prior images are to show, or leave it out")
         if self.prior and self.prior_prompt:
             found.append("--prior is a folder of prior images and --prior-prompt lets the base make them: give one of the two")
+        if self.smoke and self.ranks != 1:
+            found.append(f"--ranks is {self.ranks} with --smoke, which makes everything up for one process")
         if self.plateau != "none" and not self.val_every:
             found.append(f"--plateau {self.plateau} needs --val-every: a plateau is seen by validations")
         if self.network == "dora" and self.quantize not in ("auto", "none"):

@@ -55,6 +55,8 @@ def measured(model: Family, cache: Cache, learned: Sequence[Photo], watched: Seq
     torch.cuda.reset_peak_memory_stats(model.device)
     try:
         attempt(model, cache, learned, watched)
+        torch.cuda.reset_peak_memory_stats(model.device)  # the first one has also tried which convolutions are the fastest
+        attempt(model, cache, learned, watched)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -68,7 +70,8 @@ def check(settled: Settled, run: Run) -> None:
     if model.device.type != "cuda":
         return
     weights = sum(parameter.numel() for parameter in run.parameters)
-    rest = CONTEXT + weights * (memory.STATES[options.optimizer] + (4 if options.ema else 0)) / memory.GIB
+    state = 0 if run.optimizer.state else memory.STATES[options.optimizer]  # of a resumed training it is there, and measured
+    rest = CONTEXT + weights * (state + (4 if options.ema else 0)) / memory.GIB
     again, photos = options.gradient_checkpointing == "on", (run.order.photos, run.watched)
     peak = measured(model, run.cache, *photos)
     if (peak is None or peak + rest > settled.card) and settled.flexible and not again:

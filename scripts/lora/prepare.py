@@ -93,7 +93,8 @@ def card_of(options: Options, device: torch.device) -> float:
     """GiB to make do with: as asked, else all that the GPU has, else 0."""
     if device.type != "cuda":
         return options.vram
-    return options.vram or torch.cuda.get_device_properties(device).total_memory / memory.GIB
+    present = torch.cuda.get_device_properties(device).total_memory / memory.GIB
+    return min(options.vram or present, present)
 
 
 def tune(settled: Settled) -> None:
@@ -104,7 +105,7 @@ def tune(settled: Settled) -> None:
     torch.backends.cudnn.benchmark = True
     if settled.options.vram:
         total = torch.cuda.get_device_properties(settled.device).total_memory / memory.GIB
-        torch.cuda.set_per_process_memory_fraction(min(1.0, settled.options.vram / total), settled.device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, settled.options.vram / total))  # of this rank's GPU
 
 
 def prepare(settled: Settled, kind: type[Family], base: Base) -> Family:

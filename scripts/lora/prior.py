@@ -83,7 +83,7 @@ def whole(path: Path) -> bool:
 def make(cache: Cache, settled: Settled, paths: Mapping[int, Path], stopping: Callable[[], None]) -> None:
     """Make the pictures of these numbers; each one that is finished stays, whatever ends the program."""
     options, prompt = cache.options, cache.options.prior_prompt
-    fill(cache, [], ["", prompt], settled.device, stopping)
+    fill(cache, [], ["", prompt], settled.encoding, stopping)
     family = place(cache.family(cache.base, options, torch.device("cpu"), settled.dtype), settled)
     sampler = Sampler(cache, options, [prompt], Ranks())
     for number in counted(list(paths), "prior images", stopping, ("making", "made")):

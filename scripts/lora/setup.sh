@@ -1,17 +1,15 @@
 #!/bin/sh
 # Find a Python that has what the trainers need, or make an environment that has; write its path to python.path.
-# The recipes' first step: PYTHON or RT_PYTHON name one, RT_WORK and RT_TOOL are the host's folders.
+# The recipes' first step: PYTHON or RT_PYTHON name one, RT_WORK and RT_TOOL are the host's folders, GPUS says how many are wanted.
 set -eu
 
 python=${PYTHON:-${RT_PYTHON:-python3}}
-# The 8-bit optimiser and nf4 need a package more; auto may choose nf4 where a GPU has less than 24 GB.
-small_gpu() {
-  nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | awk '$1 < 23000 { small = 1 } END { exit !small }'
-}
+# The 8-bit optimiser and nf4 need a package more. On a GPU auto may choose nf4, or a checkpoint that goes on or is evaluated here may
+# have begun with it.
 more=
 case "${OPTIMIZER:-}/${QUANTIZE:-}" in
   adamw8bit/* | */nf4) more=bitsandbytes ;;
-  */auto) if small_gpu; then more=bitsandbytes; fi ;;
+  */auto | */) if command -v nvidia-smi >/dev/null; then more=bitsandbytes; fi ;;
 esac
 
 has_everything() {
@@ -37,5 +35,10 @@ else
   "$python" -m pip install --quiet --constraint constraints.txt torch --requirement "$RT_TOOL/lora/requirements.txt" \
     ${more:+"$more==0.50.2"}
   has_everything "$python"
+fi
+# Without this a training would go on, on the processor of a machine whose GPU is paid for.
+if [ "${GPUS:-0}" -gt 0 ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "error: torch in $python cannot use this machine's GPU; its driver may be older than that torch needs (nvidia-smi shows it)" >&2
+  exit 2
 fi
 printf '%s\n' "$python" >python.path

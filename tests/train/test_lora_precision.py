@@ -1,0 +1,104 @@
+"""What GPUs do otherwise than CPUs, as far as a CPU can show it: bf16, and what the libraries are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.train.conftest import SCRIPTS, Train, chosen_options, tool
+
+
+@pytest.mark.parametrize(("family", "network"), [("sd15", "lora"), ("sdxl", "dora"), ("flux", "lora")])
+def test_every_family_trains_in_bf16(family: str, network: str, train: Train) -> None:
+    """From encoding to the finished files, samples and validation included; the adapter stays fp32."""
+    output = train(
+        family, precision="bf16", network=network, steps=3, sample_every=3, sample_count=1, sample_steps=1, val_every=3
+    )
+    summary = json.loads((output / "final" / "training.json").read_text())
+    losses = list(summary["val_loss"].values())
+    assert summary["dtype"] == "torch.bfloat16" and losses[1] < losses[0]
+    assert (output / "samples" / "step-000003-0.png").exists()
+
+
+def test_a_dora_begins_with_the_strengths_of_its_weights(base: Path) -> None:
+    """PEFT's are rounded to bf16, which would change what the net says before it has learnt anything."""
+    import torch
+    from lora.adapters import attach, layers
+    from lora.base import find
+
+    options = chosen_options(base=base, network="dora", targets="attention")
+    trainer = tool("sdxl")
+    family = trainer.family()(find(options.base, trainer.kind), options, torch.device("cpu"), torch.bfloat16)
+    attach(family, options)
+    for layer in layers(family.net).values():
+        strength = layer.lora_magnitude_vector["default"].weight
+        assert strength.dtype == torch.float32 and torch.equal(strength, layer.get_base_layer().weight.float().norm(dim=1))
+
+
+def test_a_gpu_is_given_the_share_that_is_planned_for(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    """--vram bounds what may be taken, and plans for no more than is there."""
+    import torch
+    from lora import prepare
+    from lora.base import find
+
+    told: list[float] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
+    settled = prepare.settle(chosen_options(base=base, vram=12), find(str(base), tool("sdxl").kind))
+    gpu = torch.device("cuda")
+    prepare.tune(replace(settled, device=gpu))
+    assert told == [0.75]
+    assert [prepare.card_of(chosen_options(vram=vram), gpu) for vram in (0, 12, 80)] == [16, 12, 16]
+
+
+def test_a_sample_is_decoded_in_tiles_where_there_is_no_room(base: Path) -> None:
+    """A VAE tiles by itself only what is larger than its own size, which a sample is not; the tiles make the same size."""
+    import torch
+    from lora.base import find
+    from lora.sampling import tile
+
+    vae = find(str(base), tool("sdxl").kind).load("vae", torch.float32)
+    latents = torch.randn(1, vae.config.latent_channels, *[vae.tile_latent_min_size] * 2)
+    whole = vae.decode(latents).sample
+    tile(vae)
+    called = []
+    usual = vae._tiled_decode if hasattr(vae, "_tiled_decode") else vae.tiled_decode
+    vae._tiled_decode = vae.tiled_decode = lambda *given, **more: (called.append(1), usual(*given, **more))[1]
+    assert vae.decode(latents).sample.shape == whole.shape and called
+
+
+def test_memory_that_is_short_is_told_in_the_words_of_every_library() -> None:
+    """cuBLAS and NCCL say so in errors of their own; others are no matter of memory."""
+    import torch
+    from lora.loop import out_of_memory
+
+    short = [
+        torch.OutOfMemoryError("x"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("Cuda failure 2 'out of memory'"),
+    ]
+    assert all(map(out_of_memory, short)) and not out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_setup_refuses_a_torch_that_cannot_use_the_gpu(tmp_path: Path) -> None:
+    """Where GPUs are asked for, a training does not go on, on the processor; without, it does."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$2" in *is_available*) exit 1 ;; esac\n')
+    python.chmod(0o755)
+
+    def run(gpus: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHON": str(python), "GPUS": gpus, "RT_WORK": str(tmp_path), "RT_TOOL": str(SCRIPTS)}
+        script = ["sh", str(SCRIPTS / "lora" / "setup.sh")]
+        return subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    refused = run("1")
+    assert (
+        refused.returncode == 2 and "cannot use this machine's GPU" in refused.stderr and not (tmp_path / "python.path").exists()
+    )
+    assert run("0").returncode == 0 and (tmp_path / "python.path").exists()
