@@ -1,7 +1,7 @@
 # What people and continuous integration call; every target sets up what it needs, quickly when nothing has changed.
 #
 #   make demo    train a LoRA on real photographs, with a tiny base model, on this machine
-#   make demo-visible    teach a tiny base model a few photographs, then a LoRA a cat, and show both in one picture: some ten minutes
+#   make demo-visible    teach a tiny base model a few photographs, then a LoRA a cat, and show both in one picture: some twenty minutes
 #   make test    pass every test this machine can run, and tell which suites were left out and why
 #   make sim     live simulated lives of jobs, in which everything goes wrong by seed: [SEEDS=1000] [SEED=n] [PROFILE=vastai]
 #   make storm   kill, cut, fill and stop everything at random: [JOBS=20] [KILLS=6] [WORKERS=3] [SEED=n] [STORE=sqlite|mongo|both]
@@ -68,8 +68,8 @@ demo-visible: setup $(DEMO)/visible-base/model_index.json
 	$(BIN)/run-training --tool sdxl-lora@1 --driver local --dataset tests/fixtures/muybridge-cat --base $(DEMO)/visible-base \
 	    --set preset=none --set gpus=0 --set python=$(abspath $(BIN)/python) --set targets=locon --set rank=16 --set alpha=16 \
 	    --set resolution=80 --set bucket_step=32 --set bucket_min=64 --set bucket_max=96 \
-	    --set steps=450 --set batch_size=8 --set lr=0.002 --set lr_schedule=cosine --set warmup=20 \
-	    --set val_every=100 --set checkpoint_every=150 --set sample_count=0 --name demo-visible
+	    --set steps=690 --set batch_size=8 --set lr=0.002 --set lr_schedule=cosine --set warmup=20 \
+	    --set val_every=100 --set checkpoint_every=230 --set sample_count=0 --name demo-visible
 	rm -rf $(DEMO)/visible
 	$(BIN)/remote-trainer artifacts demo-visible --download $(DEMO)/visible
 	$(BIN)/python -m demo.picture $(DEMO)/visible-base $(DEMO)/visible $(DEMO)/demo.jpg

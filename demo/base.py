@@ -45,7 +45,7 @@ class Steps:
 
     vae: int = 2400
     text: int = 100
-    unet: int = 800
+    unet: int = 1800
 
 
 @dataclass(frozen=True, slots=True)
