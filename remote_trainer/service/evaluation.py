@@ -18,7 +18,7 @@ from remote_trainer import plugins
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.pack import pack
 from remote_trainer.errors import NotFound, UsageError
-from remote_trainer.model import Artifact, Input, Job, JobId, OutputKind, Plan
+from remote_trainer.model import Artifact, Input, Job, JobId, OutputKind, Plan, Resources
 from remote_trainer.ports import JobQuery
 from remote_trainer.recipe.load import load_recipe
 from remote_trainer.recipe.parameters import parse_settings
@@ -33,6 +33,7 @@ from remote_trainer.worker.records import records
 TOOL = "evaluate-lora"
 SUMMARY = "final/training.json"
 _SHARED = ("dataset", "base")
+_FIXED = ("family", "base", "trained")
 
 
 async def evaluate(app: App, job_id: JobId, settings: Sequence[str] = ()) -> Job:
@@ -70,14 +71,25 @@ def _plan(recipe: Recipe, old: Job, settings: Sequence[str]) -> Plan:
         raise UsageError(
             f"job {old.id} ran {old.plan.tool}: only what {', '.join(f'{family}-lora' for family in families)} trained can be evaluated"
         )
-    plan = make_plan(
-        recipe, {**_known(recipe, old.plan.parameters, tool.removesuffix("-lora")), **parse_settings(recipe, settings)}
-    )
-    # The training's needs have its profile's wishes in them.
-    wanted = replace(old.plan.resources, gpus=plan.resources.gpus)
-    # So is the commit of a base of a hub: it is the very model that was trained on.
+    given = parse_settings(recipe, settings)
+    if fixed := [name for name in _FIXED if name in given]:
+        raise UsageError(f"{', '.join(fixed)}: that is what job {old.id} was trained with; it cannot be set")
+    plan = make_plan(recipe, {**_known(recipe, old.plan.parameters, tool.removesuffix("-lora")), **given})
+    wanted = _wanted(plan.resources, old.plan.resources, vram_named="vram_gb" in given)
+    # A base of a hub is the very commit that was trained on.
     changed = replace(plan, resources=wanted, models=old.plan.models)
     return replace(changed, digest=plan_digest(changed))
+
+
+def _wanted(own: Resources, trained: Resources, *, vram_named: bool) -> Resources:
+    """Return what the evaluation needs, and at least what the training's machine had: that has its profile's wishes in it."""
+    alone = vram_named or not own.gpus
+    return Resources(
+        gpus=own.gpus,
+        vram_gb=own.vram_gb if alone else max(own.vram_gb, trained.vram_gb),
+        ram_gb=max(own.ram_gb, trained.ram_gb),
+        disk_gb=max(own.disk_gb, trained.disk_gb),
+    )
 
 
 def _known(recipe: Recipe, trained: Mapping[str, Any], family: str) -> dict[str, Any]:
