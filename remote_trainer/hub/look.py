@@ -21,6 +21,7 @@ TOKEN = "HF_TOKEN"  # noqa: S105 - the name of one
 
 _GATED = "GatedRepo"
 _NO_REVISION = "RevisionNotFound"
+_FINAL = (401, 403, 404)
 
 
 async def pin(hub: Hub, model: HubModel) -> HubModel:
@@ -60,6 +61,8 @@ def _check_kind(model: HubModel, index: object) -> None:
 async def _explain(hub: Hub, model: HubModel, refused: Refused) -> NoReturn:
     """Say what it is that the hub refuses, and who can change that."""
     said = f" (the hub says: {refused.words})" if refused.words else ""
+    if refused.status not in _FINAL:
+        raise HubUnreachable(f"the hub does not answer for {model} (status {refused.status}){said}")
     owner = await _owner(hub) if hub.token else ""
     if hub.token and not owner:
         raise ModelRefused(f"{TOKEN} is not valid, the hub does not know it: make a new one at {hub.url}/settings/tokens{said}")

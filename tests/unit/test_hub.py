@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from remote_trainer.config import Settings
-from remote_trainer.errors import HubUnreachable, ModelRefused, UsageError
+from remote_trainer.errors import ConfigError, HubUnreachable, ModelRefused, UsageError
 from remote_trainer.hub import client
 from remote_trainer.hub.client import Hub
 from remote_trainer.hub.files import fetched_files, lacking_weights
@@ -141,6 +142,72 @@ def test_a_hub_in_trouble_says_nothing_about_a_model(hub: FakeHub, monkeypatch: 
         look(hub, "acme/open")
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (407, b"<html>please log in</html>", "is no model hub: status 407 without a reason"),
+        (404, b'{"error": {"code": 1}}', "is no model hub: status 404 without a reason"),
+        (418, b'{"error": "I am a teapot"}', "does not answer for acme/open (status 418) (the hub says: I am a teapot)"),
+        (200, b"[]", "something else than a listing"),
+        (200, b"null", "something else than a listing"),
+        (200, b"[" * 100_000, "no JSON"),
+        (200, b'{"sha": "../../etc", "siblings": []}', "something else than a listing"),
+    ],
+)
+def test_what_no_hub_would_say_is_no_word_about_the_model(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, words: str
+) -> None:
+    """A proxy's page, an answer of another form, a status that may pass: the hub was not reached, and the message has the status."""
+    monkeypatch.setattr(client, "_TRIES", 1)
+    hub.says = (status, body)
+    with pytest.raises(HubUnreachable) as caught:
+        look(hub, "acme/open")
+    assert words in str(caught.value)
+
+
+def test_of_an_answer_only_what_can_be_true_is_believed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that no file has count for nothing, names of files are text, that of an account is short; an address must be one."""
+    monkeypatch.setattr(client, "_TRIES", 1)
+
+    async def ask(url: str, what: str) -> object:
+        async with Hub(url, TOKEN) as asked:
+            return await (asked.whoami() if what == "whoami" else asked.listing("acme/open"))
+
+    sizes = {"a": 7, "b": -1, "c": 2**50 + 1, "d": True, "e": 1.5, "f": None}
+    rows = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+    hub.says = (200, json.dumps({"sha": "a" * 40, "siblings": [*rows, {"rfilename": 5}, 5]}).encode())
+    assert asyncio.run(ask(hub.url, "listing")) == client.Listing(commit="a" * 40, files={**dict.fromkeys(sizes, 0), "a": 7})
+    hub.says = (200, json.dumps({"name": "grete\x1b" * 99}).encode())
+    assert len(str(asyncio.run(ask(hub.url, "whoami")))) <= 100
+    hub.says = (200, b"[]")
+    for url, words in ((hub.url, "does not say whose token"), ("http://127.0.0.1:x", "cannot be reached")):
+        with pytest.raises(HubUnreachable, match=words):
+            asyncio.run(ask(url, "whoami"))
+
+
+def test_a_question_takes_no_longer_than_it_may(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all its tries, however slowly the hub speaks."""
+    monkeypatch.setattr(client, "_WITHIN_S", 0.05)
+    hub.silent = threading.Event()
+    try:
+        with pytest.raises(HubUnreachable, match=r"has not answered within 0\.05 s"):
+            look(hub, "acme/open")
+    finally:
+        hub.silent.set()
+
+
+@pytest.mark.parametrize("token", ["hf_grün_0123456789", "hf_otto_0123456789\nX-Other: 1", "hf_otto 0123456789"])
+def test_a_token_that_no_header_can_carry_is_refused(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """Before anything is asked, without its value; doctor says so, too."""
+    with pytest.raises(ConfigError, match="no token has") as caught:
+        look(hub, "acme/open", token)
+    assert "hf_" not in str(caught.value) and hub.asked == []
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert asyncio.run(examine_hub(Settings(secrets_dir=tmp_path))).ok is False
+
+
 def test_a_hub_may_repeat_a_token_and_nobody_reads_it(hub: FakeHub) -> None:
     """What the hub says goes into messages without any secret of ours."""
     hide(TOKEN)
@@ -262,3 +329,6 @@ def test_doctor_says_whose_token_it_is(
         hub.down = True
         found = asyncio.run(examine_hub(settings))
         assert found.ok is None and "HF_TOKEN is set" in found.answer and "hf_" not in found.answer
+        hub.says = (403, b'{"error": "this address is blocked"}')
+        found = asyncio.run(examine_hub(settings))
+        assert found.ok is None and "this address is blocked" in found.answer
