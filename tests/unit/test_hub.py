@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from remote_trainer.config import Settings
 from remote_trainer.errors import ConfigError, HubUnreachable, ModelRefused, UsageError
@@ -120,7 +121,8 @@ def test_a_model_that_cannot_be_had_is_refused_with_who_has_to_do_what(
     with pytest.raises(ModelRefused) as caught:
         look(hub, name, token)
     assert words.format(url=hub.url) in str(caught.value) and "hf_" not in str(caught.value)
-    assert caught.value.tokenless == (name == "acme/gated" and token is None)
+    assert caught.value.tokenless == (name in ("acme/gated", "acme/nothing") and token is None)
+    assert caught.value.closed == (name not in ("acme/sd15", "acme/files", "acme/pickled"))
 
 
 def test_what_a_token_opens_is_found(hub: FakeHub) -> None:
@@ -252,14 +254,40 @@ def test_an_order_names_its_model_by_commit(hub: FakeHub, tmp_path: Path) -> Non
     assert drafted(tmp_path, "acme/open").plan.digest != first.plan.digest
 
 
-def test_an_order_for_a_model_that_is_not_there_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+def test_an_order_for_a_model_that_is_not_there_is_refused(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is packed; a name that could be neither path nor model is refused without asking."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(ModelRefused, match="no model acme/nothing"):
         drafted(tmp_path, "acme/nothing")
     hub.asked.clear()
     with pytest.raises(UsageError, match="base=photos names nothing on this machine, and is no model of the hub"):
         drafted(tmp_path, "photos")
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("url", ["ftp://hub", "box", "http://me:pass1@hub", "http://hub/{x}", "http://hub/ x", "http://hub\n"])
+def test_an_address_that_is_none_of_a_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Also that of the environment, without its value."""
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    with pytest.raises(ConfigError, match="HF_ENDPOINT is no URL of a model hub") as caught:
+        drafted(tmp_path, "acme/open")
+    assert url not in str(caught.value)
+    with pytest.raises(ValidationError):
+        Settings(hub_endpoint=url)
+
+
+def test_where_a_service_drives_its_token_counts(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours may be of another account, or old: what another may open is told; what no token opens is refused."""
+    service = {"store": "mongodb://127.0.0.1/x"}
+    for token, name in ((OTHER, "acme/gated"), (OTHER, "acme/hidden"), (FORGED, "acme/open")):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(ModelRefused):
+            drafted(tmp_path, name)
+        [note] = drafted(tmp_path, name, **service).notes
+        assert "Unless the worker or the machine has a token for it" in note
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(ModelRefused, match="model_index"):
+        drafted(tmp_path, "acme/files", **service)
 
 
 def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
@@ -269,7 +297,9 @@ def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
     checked = drafted(tmp_path, "acme/gated")
     [note] = checked.notes
     assert checked.plan.models[0].revision == hub.head("acme/gated")
-    assert "there is no HF_TOKEN" in note and "Unless the worker or the machine has one" in note
+    assert "there is no HF_TOKEN" in note and "Unless the worker or the machine has a token for it" in note
+    [note] = drafted(tmp_path, "acme/hidden").notes
+    assert "it is private and needs a HF_TOKEN" in note
     [note] = drafted(tmp_path, "/models/sdxl").notes
     assert note == "base=/models/sdxl is not on this machine: the machine that trains must have it"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
