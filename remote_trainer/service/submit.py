@@ -256,11 +256,17 @@ def _check_secrets(settings: Settings, plan: Plan) -> None:
 def _limits(settings: Settings, profile: Mapping[str, Any], order: Order) -> Limits:
     """Return what bounds the job: the order's own wishes, else the profile's, else the installation's."""
     base = replace(settings.job_limits, **profile)
-    limits = Limits(
-        max_hours=base.max_hours if order.max_hours is None else order.max_hours,
-        max_cost=base.max_cost if order.max_cost is None else order.max_cost,
-        max_attempts=base.max_attempts if order.max_attempts is None else order.max_attempts,
+    return checked_limits(
+        Limits(
+            max_hours=base.max_hours if order.max_hours is None else order.max_hours,
+            max_cost=base.max_cost if order.max_cost is None else order.max_cost,
+            max_attempts=base.max_attempts if order.max_attempts is None else order.max_attempts,
+        )
     )
+
+
+def checked_limits(limits: Limits) -> Limits:
+    """Return the limits. UsageError if nothing can be done within them."""
     if limits.max_hours <= 0 or limits.max_cost < 0 or limits.max_attempts < 1:
         raise UsageError("limits must be positive: --max-hours above 0, --max-cost 0 (no cap) or more, --max-attempts 1 or more")
     return limits
