@@ -20,8 +20,10 @@ from remote_trainer.hub.look import check, pin
 from remote_trainer.hub.names import split_name
 from remote_trainer.model import HubModel, Plan
 from remote_trainer.redact import hide, redact
+from remote_trainer.service.app import App
 from remote_trainer.service.doctor import examine_hub
 from remote_trainer.service.models import with_disk
+from remote_trainer.service.offers import rank_offers
 from remote_trainer.service.submit import Draft, Order, draft
 from tests.support import hub as hubs
 from tests.support.hub import FakeHub
@@ -333,6 +335,21 @@ def test_disk_is_asked_for_by_the_size_of_everything() -> None:
     )
     assert with_disk(fitted.plan, {"dataset": 2_000_000_000}).notes == ()
     assert with_disk(Plan(tool="t@1", parameters={}, steps=()), {"dataset": 10**12}).plan.resources.disk_gb == 0
+
+
+def test_offers_have_room_for_what_is_shipped(tmp_path: Path) -> None:
+    """They are ranked as the job would be rented for: with a disk for its inputs and what its steps write."""
+    base = tmp_path / "base.safetensors"
+    with base.open("wb") as file:
+        file.truncate(30 * 10**9)  # takes no room
+
+    async def rank() -> Plan:
+        places = {name: tmp_path / name for name in ("data_dir", "state_dir", "cache_dir", "secrets_dir")}
+        async with App(Settings(**places)) as app:
+            return (await rank_offers(app, Order(tool="sd15-lora@1", base=str(base)))).plan
+
+    plan = asyncio.run(rank())
+    assert plan.resources.disk_gb == 31 + plan.writes_gb
 
 
 @pytest.mark.parametrize(
