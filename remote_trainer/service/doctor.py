@@ -104,7 +104,9 @@ async def _token(hub: Hub) -> Finding:
     except Refused as refused:
         if refused.status == 401:
             return Finding("model hub", False, f"{TOKEN} is not valid: make a new one at {hub.url}/settings/tokens")
-        return Finding("model hub", None, f"{TOKEN} is set; the hub does not say whose it is: {refused}")
+        return Finding(
+            "model hub", None, f"{TOKEN} is set; the hub does not say whose it is (status {refused.status}): {refused.words}"
+        )
 
 
 async def examine_driver(app: App, order: Order) -> list[Finding]:
