@@ -33,6 +33,7 @@ from remote_trainer.ports import DriverSettings
 from remote_trainer.redact import hide
 
 PREFIX = "REMOTE_TRAINER_"
+HUB_URL = r"(https?://[^/\s@{}]+(/[^\s@{}]*)?)?"  # it goes into scripts: no user, no spaces, no braces
 APP = "remote-trainer"
 
 
@@ -128,7 +129,7 @@ class Settings(BaseSettings):
     drivers_path: SearchPath = Field(default=(), description="further folders with driver profiles, separated by colons")
     hub_endpoint: str = Field(
         default="",
-        pattern=r"^(https?://[^/\s@]+(/\S*)?)?$",
+        pattern=f"^{HUB_URL}$",
         description="URL of the model hub; empty: what `HF_ENDPOINT` says, else the public one",
     )
     ssh_key: AbsolutePath | None = Field(

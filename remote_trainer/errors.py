@@ -121,8 +121,9 @@ class ModelRefused(UsageError):
 
     exit_code = 12
 
-    def __init__(self, message: str, *, tokenless: bool = False) -> None:
+    def __init__(self, message: str, *, tokenless: bool = False, closed: bool = False) -> None:
         self.tokenless = tokenless  # the hub was asked without a token, and one might open it
+        self.closed = closed or tokenless  # another token might open it
         super().__init__(message)
 
 

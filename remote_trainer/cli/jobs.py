@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remote_trainer.cli import documents, out, session
-from remote_trainer.cli.options import Detach, JobArgument, Json, Set
+from remote_trainer.cli import documents, options, out, session
+from remote_trainer.cli.options import Detach, JobArgument, Json, MaxCost, Set
 from remote_trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,6 +148,10 @@ def evaluate(
     clip: Annotated[str | None, typer.Option("--clip", help="The CLIP model that judges: a folder, a hub id, or none")] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="What counts how much, such as clip_score=2,copying=0")] = None,
     settings: Set = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", help="Stop after so many hours (default: the training's)")
+    ] = None,
+    max_cost: MaxCost = None,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
@@ -155,12 +159,14 @@ def evaluate(
     from remote_trainer.cli.run import go_on
     from remote_trainer.service import evaluation, jobs
 
+    dollars = options.money(max_cost)
     named = {"prompts": prompts, "seeds": seeds, "clip": clip, "weights": weights}
     wishes = [*(settings or ()), *(f"{name}={value}" for name, value in named.items() if value is not None)]
 
     async def work(app: App) -> None:
         old = await jobs.get_job(app, job)
-        await go_on(app, await evaluation.evaluate(app, old.id, wishes), detach=detach, as_json=as_json)
+        queued = await evaluation.evaluate(app, old.id, wishes, max_hours=max_hours, max_cost=dollars)
+        await go_on(app, queued, detach=detach, as_json=as_json)
 
     session.run(work)
 

@@ -57,18 +57,22 @@ def offers(
     )
 
     async def work(app: App) -> None:
-        ranking = await rank_offers(app, order)
-        if not as_json:
-            _show(ranking, limit)
-        elif ranking.candidates:
-            out.document(_document(ranking))
-        if not ranking.candidates:
-            error = NoCapacity(f"{driver} has no machine for {ranking.plan.tool} now: see what was refused, and ask for less")
-            if as_json:
-                outcome.fail(error, _document(ranking))
-            raise error
+        _tell(await rank_offers(app, order), limit, as_json=as_json)
 
     session.run(work)
+
+
+def _tell(ranking: Ranking, limit: int, *, as_json: bool) -> None:
+    """Print what was found. NoCapacity if that is nothing."""
+    if not as_json:
+        _show(ranking, limit)
+    elif ranking.candidates:
+        out.document(_document(ranking))
+    if not ranking.candidates:
+        error = NoCapacity(f"{ranking.driver} has no machine for {ranking.plan.tool} now: see what was refused, and ask for less")
+        if as_json:
+            outcome.fail(error, _document(ranking))
+        raise error
 
 
 def _document(ranking: Ranking) -> dict[str, Any]:

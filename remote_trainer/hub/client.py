@@ -1,13 +1,16 @@
 """The questions we ask a model hub, each one request: typed, bounded in time and size, tried again when it fails by itself.
 
-Rules for editing: a refusal is ``Refused`` with the hub's own words; whatever says nothing about the model is HubUnreachable. The token
-travels in one header, and not to where the hub redirects.
+Rules for editing: a refusal is ``Refused`` with the hub's own words; whatever says nothing about the model is HubUnreachable, an answer
+that no hub gives among it: nothing of an answer is believed before its form was looked at. The token travels in one header, and not to
+where the hub redirects.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,16 +20,21 @@ from urllib.parse import quote
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-from remote_trainer.errors import HubUnreachable
+from remote_trainer.errors import ConfigError, HubUnreachable
 from remote_trainer.redact import redact
 
 PUBLIC = "https://huggingface.co"
 
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _TRIES = 3
+_WITHIN_S = 30.0  # one question with all its tries
 _BODY_MAX = 16 << 20  # bytes; the listing of a large model is a hundredth of that
 _WORDS_MAX = 300  # characters of the hub's own words that are repeated
+_NAME_MAX = 100  # characters of an account's name that are repeated
+_SIZE_MAX = 1 << 50  # bytes of one file
 _BUSY = (408, 425, 429)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"[!-~]+")
 
 
 def offline() -> bool:
@@ -54,6 +62,8 @@ class Hub:
     """A hub, asked on behalf of a token or of nobody. Use as ``async with Hub(…) as hub``."""
 
     def __init__(self, url: str = "", token: str | None = None) -> None:
+        if token and not _TOKEN.fullmatch(token):
+            raise ConfigError("the token for the model hub holds spaces or characters that no token has: write it again")
         self.url, self.token = (url or PUBLIC).rstrip("/"), token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, follow_redirects=True)
@@ -67,10 +77,10 @@ class Hub:
     async def listing(self, name: str, revision: str = "") -> Listing:
         """Return a model's files at a revision, empty for the newest."""
         row = await self._json(f"/api/models/{name}/revision/{quote(revision or 'main', safe='')}?blobs=true")
-        commit, siblings = row.get("sha"), row.get("siblings")
-        if not isinstance(commit, str) or not isinstance(siblings, list):
+        commit, siblings = (row.get("sha"), row.get("siblings")) if isinstance(row, dict) else (None, None)
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
             raise HubUnreachable(f"{self.url} answers for {name} with something else than a listing")
-        return Listing(commit=commit, files={str(each["rfilename"]): _size(each) for each in siblings if _is_file(each)})
+        return Listing(commit=commit, files={each["rfilename"]: _size(each) for each in siblings if _is_file(each)})
 
     async def read(self, name: str, commit: str, path: str) -> Any:
         """Return a small JSON file of a model: the same request that fetches any other of its files."""
@@ -78,9 +88,20 @@ class Hub:
 
     async def whoami(self) -> str:
         """Return the name of the account that the token belongs to."""
-        return str((await self._json("/api/whoami-v2")).get("name", "?"))
+        row = await self._json("/api/whoami-v2")
+        name = row.get("name") if isinstance(row, dict) else None
+        if not isinstance(name, str):
+            raise HubUnreachable(f"{self.url} does not say whose token this is")
+        return _readable(name, _NAME_MAX)
 
     async def _json(self, path: str) -> Any:
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                return await self._tried(path)
+        except TimeoutError as error:
+            raise HubUnreachable(f"the model hub {self.url} has not answered within {_WITHIN_S:g} s") from error
+
+    async def _tried(self, path: str) -> Any:
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(_TRIES),
             wait=wait_exponential(multiplier=0.3, max=3.0) + wait_random(0.0, 0.3),
@@ -95,16 +116,19 @@ class Hub:
         try:
             async with self._client.stream("GET", self.url + path) as answer:
                 body = await self._body(answer)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             words = redact(str(error)) or type(error).__name__
             raise HubUnreachable(f"the model hub {self.url} cannot be reached: {words}") from error
         if answer.status_code >= 500 or answer.status_code in _BUSY:
             raise HubUnreachable(f"the model hub {self.url} is out of order (status {answer.status_code})")
         if answer.status_code >= 300:
-            raise Refused(answer.status_code, answer.headers.get("X-Error-Code", ""), _words(answer, body))
+            code, words = _readable(answer.headers.get("X-Error-Code", ""), _NAME_MAX), _words(answer, body)
+            if code or words:
+                raise Refused(answer.status_code, code, words)
+            raise HubUnreachable(f"what answers at {self.url} is no model hub: status {answer.status_code} without a reason")
         try:
             return json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HubUnreachable(f"what answers at {self.url} is no model hub: no JSON at {path}") from error
 
     async def _body(self, answer: httpx.Response) -> bytes:
@@ -117,21 +141,25 @@ class Hub:
 
 
 def _is_file(row: Any) -> bool:
-    return isinstance(row, dict) and "rfilename" in row
+    return isinstance(row, dict) and isinstance(row.get("rfilename"), str)
 
 
 def _size(row: Mapping[str, Any]) -> int:
     size = row.get("size")
-    return size if isinstance(size, int) else 0
+    return size if type(size) is int and 0 <= size <= _SIZE_MAX else 0
 
 
 def _words(answer: httpx.Response, body: bytes) -> str:
-    """Return what the hub says of a refusal, short and without secrets."""
-    said = answer.headers.get("X-Error-Message", "")
-    if not said:
-        try:
-            document = json.loads(body)
-            said = str(document.get("error", "")) if isinstance(document, dict) else ""
-        except ValueError:
-            said = ""
-    return redact(said)[:_WORDS_MAX].strip()
+    """Return what the hub says of a refusal, short and without secrets; empty if it is not the hub that speaks."""
+    if said := answer.headers.get("X-Error-Message", ""):
+        return _readable(said, _WORDS_MAX)
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    said = document.get("error") if isinstance(document, dict) else None
+    return _readable(said, _WORDS_MAX) if isinstance(said, str) else ""
+
+
+def _readable(text: str, longest: int) -> str:
+    return "".join(char if char.isprintable() else " " for char in redact(text))[:longest].strip()

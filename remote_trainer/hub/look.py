@@ -21,6 +21,7 @@ TOKEN = "HF_TOKEN"  # noqa: S105 - the name of one
 
 _GATED = "GatedRepo"
 _NO_REVISION = "RevisionNotFound"
+_FINAL = (401, 403, 404)
 
 
 async def pin(hub: Hub, model: HubModel) -> HubModel:
@@ -60,9 +61,13 @@ def _check_kind(model: HubModel, index: object) -> None:
 async def _explain(hub: Hub, model: HubModel, refused: Refused) -> NoReturn:
     """Say what it is that the hub refuses, and who can change that."""
     said = f" (the hub says: {refused.words})" if refused.words else ""
+    if refused.status not in _FINAL:
+        raise HubUnreachable(f"the hub does not answer for {model} (status {refused.status}){said}")
     owner = await _owner(hub) if hub.token else ""
     if hub.token and not owner:
-        raise ModelRefused(f"{TOKEN} is not valid, the hub does not know it: make a new one at {hub.url}/settings/tokens{said}")
+        raise ModelRefused(
+            f"{TOKEN} is not valid, the hub does not know it: make a new one at {hub.url}/settings/tokens{said}", closed=True
+        )
     if refused.code == _NO_REVISION:
         raise ModelRefused(f"the hub has no revision {model.revision} of {model.name}{said}")
     if refused.code == _GATED:
@@ -74,12 +79,15 @@ async def _explain(hub: Hub, model: HubModel, refused: Refused) -> NoReturn:
             )
         raise ModelRefused(
             f"{model.name} is gated and {owner}, whose {TOKEN} this is, may not read it: accept its licence at {hub.url}/{model.name}, "
-            f"and let the token read gated models{said}"
+            f"and let the token read gated models{said}",
+            closed=True,
         )
-    if refused.status in (401, 404):
+    if refused.status == 403:
+        words = f"the hub refuses {model} (status 403): see {hub.url}/{model.name}{said}"
+    else:
         private = f"{owner}, whose {TOKEN} this is, may not see it" if owner else f"it is private and needs a {TOKEN}"
-        raise ModelRefused(f"the hub has no model {model.name}, or {private}: check the name at {hub.url}/{model.name}{said}")
-    raise ModelRefused(f"the hub refuses {model} (status {refused.status}): see {hub.url}/{model.name}{said}")
+        words = f"the hub has no model {model.name}, or {private}: check the name at {hub.url}/{model.name}{said}"
+    raise ModelRefused(words, tokenless=not hub.token, closed=True)
 
 
 async def _owner(hub: Hub) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from remote_trainer import plugins
 from remote_trainer.config import Settings, config_file
-from remote_trainer.errors import DriverError, HubUnreachable, RemoteTrainerError
+from remote_trainer.errors import ConfigError, DriverError, HubUnreachable, RemoteTrainerError
 from remote_trainer.hub.client import Hub, Refused, offline
 from remote_trainer.hub.look import TOKEN
 from remote_trainer.objects.open import open_objects
@@ -89,13 +89,24 @@ async def examine_hub(settings: Settings) -> Finding:
         )
     if offline():
         return Finding(question, None, f"{TOKEN} is set; the hub was not asked whose it is: HF_HUB_OFFLINE is set")
-    async with Hub(hub_url(settings), token) as hub:
-        try:
-            return Finding(question, True, f"{TOKEN} is that of {await hub.whoami()} at {hub.url}")
-        except HubUnreachable as error:
-            return Finding(question, None, f"{TOKEN} is set; {error}")
-        except Refused:
-            return Finding(question, False, f"{TOKEN} is not valid: make a new one at {hub.url}/settings/tokens")
+    try:
+        async with Hub(hub_url(settings), token) as hub:
+            return await _token(hub)
+    except ConfigError as error:
+        return Finding(question, False, str(error))
+
+
+async def _token(hub: Hub) -> Finding:
+    try:
+        return Finding("model hub", True, f"{TOKEN} is that of {await hub.whoami()} at {hub.url}")
+    except HubUnreachable as error:
+        return Finding("model hub", None, f"{TOKEN} is set; {error}")
+    except Refused as refused:
+        if refused.status == 401:
+            return Finding("model hub", False, f"{TOKEN} is not valid: make a new one at {hub.url}/settings/tokens")
+        return Finding(
+            "model hub", None, f"{TOKEN} is set; the hub does not say whose it is (status {refused.status}): {refused.words}"
+        )
 
 
 async def examine_driver(app: App, order: Order) -> list[Finding]:

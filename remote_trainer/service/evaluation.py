@@ -11,14 +11,15 @@ import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from remote_trainer import plugins
 from remote_trainer.dataset.cache import Cache
 from remote_trainer.dataset.pack import pack
-from remote_trainer.errors import NotFound, UsageError
-from remote_trainer.model import Artifact, Input, Job, JobId, OutputKind, Plan
+from remote_trainer.errors import Conflict, NotFound, UsageError
+from remote_trainer.model import Artifact, Input, Job, JobId, OutputKind, Plan, Resources
 from remote_trainer.ports import JobQuery
 from remote_trainer.recipe.load import load_recipe
 from remote_trainer.recipe.parameters import parse_settings
@@ -27,17 +28,31 @@ from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.jobs import again, download, ended_job
 from remote_trainer.service.ledger import enqueue
-from remote_trainer.service.submit import pack_tool
+from remote_trainer.service.submit import checked_limits, pack_tool
 from remote_trainer.worker.records import records
 
 TOOL = "evaluate-lora"
 SUMMARY = "final/training.json"
 _SHARED = ("dataset", "base")
+_FIXED = ("family", "base", "trained")
 
 
-async def evaluate(app: App, job_id: JobId, settings: Sequence[str] = ()) -> Job:
-    """Queue the evaluation of a training; ``settings`` are key=value of the tool. Conflict, NotFound or UsageError if there is none."""
+async def evaluate(
+    app: App, job_id: JobId, settings: Sequence[str] = (), *, max_hours: float | None = None, max_cost: Decimal | None = None
+) -> Job:
+    """Queue the evaluation of a training; ``settings`` are key=value of the tool, limits that are not given are the training's.
+
+    Conflict, NotFound or UsageError if there is none.
+    """
     old = await ended_job(app, job_id)
+    await _check_free(app, old)
+    limits = checked_limits(
+        replace(
+            old.limits,
+            max_hours=old.limits.max_hours if max_hours is None else max_hours,
+            max_cost=old.limits.max_cost if max_cost is None else max_cost,
+        )
+    )
     recipe = load_recipe(plugins.find_tool(TOOL, app.settings.tools_path))
     plan = _plan(recipe, old, settings)
     inputs = tuple(given for given in old.inputs if given.name in _SHARED)
@@ -46,9 +61,17 @@ async def evaluate(app: App, job_id: JobId, settings: Sequence[str] = ()) -> Job
         name=evaluation_name(old.id),
         plan=plan,
         inputs=(*inputs, *await _pack(app, old, recipe, plan)),
+        limits=limits,
         evaluation_of=old.id,
     )
     return await enqueue(app, fresh)
+
+
+async def _check_free(app: App, old: Job) -> None:
+    """Raise Conflict while another evaluation of the job goes on, before anything is downloaded for a job that the store would refuse."""
+    found = await app.store.find(JobQuery(name=evaluation_name(old.id), tenant=old.tenant))
+    if going := next((each for each in found.jobs if not each.phase.terminal), None):
+        raise Conflict(f"job {old.id} is being evaluated by job {going.id} ({going.phase}): wait for it, or cancel it first")
 
 
 async def evaluations(app: App, job: Job) -> list[JobId]:
@@ -70,14 +93,25 @@ def _plan(recipe: Recipe, old: Job, settings: Sequence[str]) -> Plan:
         raise UsageError(
             f"job {old.id} ran {old.plan.tool}: only what {', '.join(f'{family}-lora' for family in families)} trained can be evaluated"
         )
-    plan = make_plan(
-        recipe, {**_known(recipe, old.plan.parameters, tool.removesuffix("-lora")), **parse_settings(recipe, settings)}
-    )
-    # The training's needs have its profile's wishes in them.
-    wanted = replace(old.plan.resources, gpus=plan.resources.gpus)
-    # So is the commit of a base of a hub: it is the very model that was trained on.
+    given = parse_settings(recipe, settings)
+    if fixed := [name for name in _FIXED if name in given]:
+        raise UsageError(f"{', '.join(fixed)}: that is what job {old.id} was trained with; it cannot be set")
+    plan = make_plan(recipe, {**_known(recipe, old.plan.parameters, tool.removesuffix("-lora")), **given})
+    wanted = _wanted(plan.resources, old.plan.resources, vram_named="vram_gb" in given)
+    # A base of a hub is the very commit that was trained on.
     changed = replace(plan, resources=wanted, models=old.plan.models)
     return replace(changed, digest=plan_digest(changed))
+
+
+def _wanted(own: Resources, trained: Resources, *, vram_named: bool) -> Resources:
+    """Return what the evaluation needs, and at least what the training's machine had: that has its profile's wishes in it."""
+    alone = vram_named or not own.gpus
+    return Resources(
+        gpus=own.gpus,
+        vram_gb=own.vram_gb if alone else max(own.vram_gb, trained.vram_gb),
+        ram_gb=max(own.ram_gb, trained.ram_gb),
+        disk_gb=max(own.disk_gb, trained.disk_gb),
+    )
 
 
 def _known(recipe: Recipe, trained: Mapping[str, Any], family: str) -> dict[str, Any]:
@@ -109,7 +143,8 @@ def _folder(text: str) -> str:
 async def _kept(app: App, old: Job) -> list[Artifact]:
     """Return the files of the checkpoints that are in the object store, and the training's summary. NotFound without a checkpoint."""
     found: dict[str, Artifact] = {}
-    async for record in records(app.objects, f"{old.tenant}/{old.id}/records"):
+    every = [record async for record in records(app.objects, f"{old.tenant}/{old.id}/records")]
+    for record in sorted(every, key=lambda record: record.attempt):  # by name a10 came before a9
         if record.kind is OutputKind.CHECKPOINT:
             found |= {artifact.path: artifact for artifact in record.artifacts}
     if not found:

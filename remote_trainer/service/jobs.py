@@ -212,6 +212,7 @@ def again(old: Job, now: datetime) -> Job:
         inputs=old.inputs,
         limits=old.limits,
         priority=old.priority,
+        evaluation_of=old.evaluation_of,
     )
 
 

@@ -7,11 +7,12 @@ the worker asks again before it rents (worker/models.py).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from remote_trainer.config import Settings
-from remote_trainer.errors import HubUnreachable, ModelRefused, UsageError
+from remote_trainer.config import HUB_URL, Settings
+from remote_trainer.errors import ConfigError, HubUnreachable, ModelRefused, UsageError
 from remote_trainer.hub.client import Hub, offline
 from remote_trainer.hub.look import TOKEN, check, pin
 from remote_trainer.hub.names import split_name
@@ -21,6 +22,7 @@ from remote_trainer.recipe.recipe import HubRule, InputRule, Recipe
 
 _GB = 10**9
 _TOLD = _GB // 20  # bytes; what takes less is not worth a word
+_URL = re.compile(HUB_URL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +34,32 @@ class Asked:
 
 
 def hub_url(settings: Settings) -> str:
-    """Return the model hub's URL; empty for the public one."""
-    return settings.hub_endpoint or os.environ.get("HF_ENDPOINT", "")
+    """Return the model hub's URL; empty for the public one. ConfigError if the environment has something else."""
+    if settings.hub_endpoint:
+        return settings.hub_endpoint
+    found = os.environ.get("HF_ENDPOINT", "")
+    if not _URL.fullmatch(found):
+        raise ConfigError(
+            "HF_ENDPOINT is no URL of a model hub: it must be http(s)://host, without user, password, spaces or braces"
+        )
+    return found
 
 
-async def ask_models(settings: Settings, recipe: Recipe, plan: Plan, sources: Mapping[str, str], *, certain: bool) -> Asked:
+def drives(settings: Settings) -> bool:
+    """Are jobs driven from this machine, rather than by a service?"""
+    return settings.store_url.startswith("sqlite")
+
+
+async def ask_models(settings: Settings, recipe: Recipe, plan: Plan, sources: Mapping[str, str], *, rents: bool) -> Asked:
     """Return the plan with the models that its steps will fetch. ModelRefused if one cannot be had.
 
-    ``certain``: nobody but us could have a token for them. Otherwise one that a token may open is left to the worker and the host.
+    ``rents``: the machine comes without a token of its own. One that another token than ours may open is left to who may have one: a
+    service, or a machine that is borrowed.
     """
     named, notes = _named(settings, recipe, plan, sources)
     models: list[HubModel] = []
     for model in named:
-        found, note = await _ask(settings, plan, model, certain=certain)
+        found, note = await _ask(settings, plan, model, rents=rents)
         models.append(found)
         notes += [note] if note else []
     return Asked(_with(plan, models=tuple(models)), tuple(notes))
@@ -79,7 +94,7 @@ def _model(settings: Settings, rule: InputRule, hub: HubRule, value: str) -> Hub
     )
 
 
-async def _ask(settings: Settings, plan: Plan, model: HubModel, *, certain: bool) -> tuple[HubModel, str]:
+async def _ask(settings: Settings, plan: Plan, model: HubModel, *, rents: bool) -> tuple[HubModel, str]:
     """Return the model as the hub knows it, or as it was named and why no more is known."""
     if offline():
         return model, f"{model} was not looked up: HF_HUB_OFFLINE is set"
@@ -91,9 +106,9 @@ async def _ask(settings: Settings, plan: Plan, model: HubModel, *, certain: bool
         except HubUnreachable as error:
             return model, f"{model} was not looked up: {error}; the machine that trains may reach the hub"
         except ModelRefused as error:
-            if certain or not error.tokenless:
+            if not (error.closed if not drives(settings) else error.tokenless and not rents):
                 raise
-            return model, f"{error}. Unless the worker or the machine has one, the job will fail"
+            return model, f"{error}. Unless the worker or the machine has a token for it, the job will fail"
 
 
 def _token(settings: Settings, plan: Plan) -> str | None:

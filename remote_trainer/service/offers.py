@@ -27,6 +27,7 @@ from remote_trainer.ports import Driver, Refusal, Survey, Surveyor
 from remote_trainer.recipe.presets import wants_facts
 from remote_trainer.service.app import App
 from remote_trainer.service.data import count
+from remote_trainer.service.models import with_disk
 from remote_trainer.service.preview import Transfer, transfers
 from remote_trainer.service.submit import Order, Sketch, find_sources, plan_for, sketch
 from remote_trainer.worker.market import find_failed
@@ -64,6 +65,8 @@ async def rank_offers(app: App, order: Order, *, refused: bool = True) -> Rankin
     """
     wanted = await _sketch_with_data(app, order)
     shipped = await transfers(wanted.recipe, find_sources(wanted.recipe, wanted.plan, order, partial=True))
+    sizes = {each.name: each.size or 0 for each in shipped}
+    wanted = replace(wanted, plan=with_disk(wanted.plan, sizes).plan)
     run, strategy = _estimate(wanted, shipped), wanted.places.first.provision.strategy
     failed = await find_failed(app.store, app.clock.now())
     lots: list[Lot] = []

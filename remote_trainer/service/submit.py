@@ -30,7 +30,7 @@ from remote_trainer.recipe.recipe import Recipe
 from remote_trainer.service.app import App
 from remote_trainer.service.data import examine
 from remote_trainer.service.ledger import enqueue
-from remote_trainer.service.models import ask_models, with_disk
+from remote_trainer.service.models import ask_models, drives, with_disk
 from remote_trainer.service.names import new_job_id
 from remote_trainer.service.places import Places, find_places
 from remote_trainer.service.preview import transfers
@@ -115,7 +115,7 @@ async def draft(settings: Settings, order: Order) -> Draft:
     plan = plan_for(sketched, examined.facts)
     _check_secrets(settings, plan)
     sources = find_sources(recipe, plan, order)
-    asked = await ask_models(settings, recipe, plan, sources, certain=rents and _drives(settings))
+    asked = await ask_models(settings, recipe, plan, sources, rents=rents)
     fitted = with_disk(asked.plan, {each.name: each.size or 0 for each in await transfers(recipe, sources)})
     return Draft(
         order=order,
@@ -167,7 +167,7 @@ async def _check_driver(app: App, checked: Draft) -> None:
     """Try the machines before anything is packed: one that answers will do. Where a service drives the jobs, this machine need not even
     reach them.
     """
-    if not _drives(app.settings):
+    if not drives(app.settings):
         return
     errors: list[RemoteTrainerError] = []
     for place in checked.places.every:
@@ -180,11 +180,6 @@ async def _check_driver(app: App, checked: Draft) -> None:
         finally:
             await driver.close()
     raise errors[0]
-
-
-def _drives(settings: Settings) -> bool:
-    """Are jobs driven from this machine, rather than by a service?"""
-    return settings.store_url.startswith("sqlite")
 
 
 async def _check_places(settings: Settings, places: Places, order: Order) -> bool:
@@ -261,11 +256,17 @@ def _check_secrets(settings: Settings, plan: Plan) -> None:
 def _limits(settings: Settings, profile: Mapping[str, Any], order: Order) -> Limits:
     """Return what bounds the job: the order's own wishes, else the profile's, else the installation's."""
     base = replace(settings.job_limits, **profile)
-    limits = Limits(
-        max_hours=base.max_hours if order.max_hours is None else order.max_hours,
-        max_cost=base.max_cost if order.max_cost is None else order.max_cost,
-        max_attempts=base.max_attempts if order.max_attempts is None else order.max_attempts,
+    return checked_limits(
+        Limits(
+            max_hours=base.max_hours if order.max_hours is None else order.max_hours,
+            max_cost=base.max_cost if order.max_cost is None else order.max_cost,
+            max_attempts=base.max_attempts if order.max_attempts is None else order.max_attempts,
+        )
     )
+
+
+def checked_limits(limits: Limits) -> Limits:
+    """Return the limits. UsageError if nothing can be done within them."""
     if limits.max_hours <= 0 or limits.max_cost < 0 or limits.max_attempts < 1:
         raise UsageError("limits must be positive: --max-hours above 0, --max-cost 0 (no cap) or more, --max-attempts 1 or more")
     return limits

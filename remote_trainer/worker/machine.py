@@ -250,7 +250,7 @@ class Machine:
         held = 0
         for model in self._patient.job.plan.models:
             done = await host.transport.run(["sh", "-c", _HELD, "sh", host.root, f"models--{model.name.replace('/', '--')}"])
-            held += min(model.size, sum(1024 * int(size) for size in done.stdout.split() if size.isdigit()))
+            held += min(model.size, sum(1024 * int(size) for size in done.stdout.split() if size.isdigit() and len(size) < 16))
         return held
 
     def _check(self, facts: HostFacts, address: str, *, held: int = 0) -> None:

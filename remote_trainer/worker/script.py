@@ -37,7 +37,7 @@ def _models(job: Job) -> list[str]:
     if not job.plan.models:
         return []
     lines = [f"export RT_{model.input.upper()}={shlex.quote(str(model))}" for model in job.plan.models]
-    folders = [f'"$HOME/.cache/huggingface/hub/models--{model.name.replace("/", "--")}"' for model in job.plan.models]
+    folders = [f'"${{HOME:-/}}/.cache/huggingface/hub/models--{model.name.replace("/", "--")}"' for model in job.plan.models]
     elsewhere = " || ".join(['[ -n "${HF_HUB_CACHE:-}${HF_HOME:-}" ]', *(f"[ -d {folder} ]" for folder in folders)])
     lines.append(f'{elsewhere} || export HF_HUB_CACHE="$RT_ROOT/hub"')
     endpoints = {model.endpoint for model in job.plan.models if model.endpoint}

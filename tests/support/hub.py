@@ -50,6 +50,8 @@ class FakeHub:
     models: dict[str, HubModel] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)  # token → account
     down: bool = False
+    silent: threading.Event | None = None  # nothing is answered until it is set
+    says: tuple[int, bytes] | None = None  # the answer to everything: status and body, without a header of the hub's
     asked: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)  # file → times its bytes were sent
     seen: set[str] = field(default_factory=set)  # values of Authorization
@@ -119,6 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
         try:
+            if self.hub.silent:
+                self.hub.silent.wait(10)
+            if self.hub.says:
+                self._send(*self.hub.says, {})
+                return
             if self.hub.down:
                 raise _Refusal(503, "", "down for maintenance")
             self._serve(path, self._account())

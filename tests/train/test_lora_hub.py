@@ -254,15 +254,15 @@ def weights_sent(hub: FakeHub) -> dict[str, int]:
 
 
 def test_jobs_with_a_base_from_the_hub(hub: FakeHub, home: Home) -> None:
-    """A missing model is refused at submit, and by the worker where submit could not ask. A gated one without a token is told of, fails
-    on this machine, and goes through once the token is there, with the commit of its submit. Jobs of one host fetch a file once.
+    """What no token opens is refused at submit, and by the worker where submit could not ask. A gated model without a token is told of,
+    fails on this machine, and goes through once the token is there, with the commit of its submit. Jobs of one host fetch a file once.
     """
-    code, said = fetch(home, hub, "acme/nothing")
-    assert code == 12 and "the hub has no model acme/nothing" in said
+    code, said = fetch(home, hub, "acme/gated@v9")
+    assert code == 12 and "the hub has no revision v9 of acme/gated" in said
     code, said = fetch(home, hub, "acme/gated")
     assert code == 10 and "acme/gated is gated and there is no HF_TOKEN" in said and "accept its licence" in said
-    code, said = fetch(home, hub, "acme/nothing", HF_HUB_OFFLINE="1")
-    assert code == 10 and "was not looked up: HF_HUB_OFFLINE is set" in said and "the hub has no model acme/nothing" in said
+    code, said = fetch(home, hub, "acme/gated@v9", HF_HUB_OFFLINE="1")
+    assert code == 10 and "was not looked up: HF_HUB_OFFLINE is set" in said and "the hub has no revision v9" in said
     jobs = {each["reason"]: each for each in home.document("list", "--all")["jobs"]}
     assert set(jobs) == {"step_failed", "model_refused"}
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from remote_trainer.config import Settings
-from remote_trainer.errors import HubUnreachable, ModelRefused, UsageError
+from remote_trainer.errors import ConfigError, HubUnreachable, ModelRefused, UsageError
 from remote_trainer.hub import client
 from remote_trainer.hub.client import Hub
 from remote_trainer.hub.files import fetched_files, lacking_weights
@@ -18,8 +20,10 @@ from remote_trainer.hub.look import check, pin
 from remote_trainer.hub.names import split_name
 from remote_trainer.model import HubModel, Plan
 from remote_trainer.redact import hide, redact
+from remote_trainer.service.app import App
 from remote_trainer.service.doctor import examine_hub
 from remote_trainer.service.models import with_disk
+from remote_trainer.service.offers import rank_offers
 from remote_trainer.service.submit import Draft, Order, draft
 from tests.support import hub as hubs
 from tests.support.hub import FakeHub
@@ -119,7 +123,8 @@ def test_a_model_that_cannot_be_had_is_refused_with_who_has_to_do_what(
     with pytest.raises(ModelRefused) as caught:
         look(hub, name, token)
     assert words.format(url=hub.url) in str(caught.value) and "hf_" not in str(caught.value)
-    assert caught.value.tokenless == (name == "acme/gated" and token is None)
+    assert caught.value.tokenless == (name in ("acme/gated", "acme/nothing") and token is None)
+    assert caught.value.closed == (name not in ("acme/sd15", "acme/files", "acme/pickled"))
 
 
 def test_what_a_token_opens_is_found(hub: FakeHub) -> None:
@@ -139,6 +144,72 @@ def test_a_hub_in_trouble_says_nothing_about_a_model(hub: FakeHub, monkeypatch: 
     monkeypatch.setattr(client, "_BODY_MAX", 100)
     with pytest.raises(HubUnreachable, match="answers without end"):
         look(hub, "acme/open")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (407, b"<html>please log in</html>", "is no model hub: status 407 without a reason"),
+        (404, b'{"error": {"code": 1}}', "is no model hub: status 404 without a reason"),
+        (418, b'{"error": "I am a teapot"}', "does not answer for acme/open (status 418) (the hub says: I am a teapot)"),
+        (200, b"[]", "something else than a listing"),
+        (200, b"null", "something else than a listing"),
+        (200, b"[" * 100_000, "no JSON"),
+        (200, b'{"sha": "../../etc", "siblings": []}', "something else than a listing"),
+    ],
+)
+def test_what_no_hub_would_say_is_no_word_about_the_model(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, words: str
+) -> None:
+    """A proxy's page, an answer of another form, a status that may pass: the hub was not reached, and the message has the status."""
+    monkeypatch.setattr(client, "_TRIES", 1)
+    hub.says = (status, body)
+    with pytest.raises(HubUnreachable) as caught:
+        look(hub, "acme/open")
+    assert words in str(caught.value)
+
+
+def test_of_an_answer_only_what_can_be_true_is_believed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that no file has count for nothing, names of files are text, that of an account is short; an address must be one."""
+    monkeypatch.setattr(client, "_TRIES", 1)
+
+    async def ask(url: str, what: str) -> object:
+        async with Hub(url, TOKEN) as asked:
+            return await (asked.whoami() if what == "whoami" else asked.listing("acme/open"))
+
+    sizes = {"a": 7, "b": -1, "c": 2**50 + 1, "d": True, "e": 1.5, "f": None}
+    rows = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+    hub.says = (200, json.dumps({"sha": "a" * 40, "siblings": [*rows, {"rfilename": 5}, 5]}).encode())
+    assert asyncio.run(ask(hub.url, "listing")) == client.Listing(commit="a" * 40, files={**dict.fromkeys(sizes, 0), "a": 7})
+    hub.says = (200, json.dumps({"name": "grete\x1b" * 99}).encode())
+    assert len(str(asyncio.run(ask(hub.url, "whoami")))) <= 100
+    hub.says = (200, b"[]")
+    for url, words in ((hub.url, "does not say whose token"), ("http://127.0.0.1:x", "cannot be reached")):
+        with pytest.raises(HubUnreachable, match=words):
+            asyncio.run(ask(url, "whoami"))
+
+
+def test_a_question_takes_no_longer_than_it_may(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all its tries, however slowly the hub speaks."""
+    monkeypatch.setattr(client, "_WITHIN_S", 0.05)
+    hub.silent = threading.Event()
+    try:
+        with pytest.raises(HubUnreachable, match=r"has not answered within 0\.05 s"):
+            look(hub, "acme/open")
+    finally:
+        hub.silent.set()
+
+
+@pytest.mark.parametrize("token", ["hf_grün_0123456789", "hf_otto_0123456789\nX-Other: 1", "hf_otto 0123456789"])
+def test_a_token_that_no_header_can_carry_is_refused(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """Before anything is asked, without its value; doctor says so, too."""
+    with pytest.raises(ConfigError, match="no token has") as caught:
+        look(hub, "acme/open", token)
+    assert "hf_" not in str(caught.value) and hub.asked == []
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert asyncio.run(examine_hub(Settings(secrets_dir=tmp_path))).ok is False
 
 
 def test_a_hub_may_repeat_a_token_and_nobody_reads_it(hub: FakeHub) -> None:
@@ -185,14 +256,38 @@ def test_an_order_names_its_model_by_commit(hub: FakeHub, tmp_path: Path) -> Non
     assert drafted(tmp_path, "acme/open").plan.digest != first.plan.digest
 
 
-def test_an_order_for_a_model_that_is_not_there_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+def test_an_order_for_a_model_that_is_not_there_is_refused(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is packed; a name that could be neither path nor model is refused without asking."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(ModelRefused, match="no model acme/nothing"):
         drafted(tmp_path, "acme/nothing")
     hub.asked.clear()
     with pytest.raises(UsageError, match="base=photos names nothing on this machine, and is no model of the hub"):
         drafted(tmp_path, "photos")
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("url", ["ftp://hub", "box", "http://me:pass1@hub", "http://hub/{x}", "http://hub/ x", "http://hub\n"])
+def test_an_address_that_is_none_of_a_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Also that of the environment, without its value."""
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    with pytest.raises(ConfigError, match="HF_ENDPOINT is no URL of a model hub") as caught:
+        drafted(tmp_path, "acme/open")
+    assert url not in str(caught.value)
+    with pytest.raises(ValidationError):
+        Settings(hub_endpoint=url)
+
+
+def test_where_a_service_drives_its_token_counts(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours may be of another account, or old: what another may open is told; what no token opens is refused."""
+    service = {"store": "mongodb://127.0.0.1/x"}
+    for token, name in ((OTHER, "acme/gated"), (OTHER, "acme/hidden"), (FORGED, "acme/open")):
+        monkeypatch.setenv("HF_TOKEN", token)
+        [note] = drafted(tmp_path, name, **service).notes
+        assert "Unless the worker or the machine has a token for it" in note
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(ModelRefused, match="model_index"):
+        drafted(tmp_path, "acme/files", **service)
 
 
 def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
@@ -202,7 +297,9 @@ def test_what_cannot_be_found_out_at_submit_is_told_and_no_reason_to_refuse(
     checked = drafted(tmp_path, "acme/gated")
     [note] = checked.notes
     assert checked.plan.models[0].revision == hub.head("acme/gated")
-    assert "there is no HF_TOKEN" in note and "Unless the worker or the machine has one" in note
+    assert "there is no HF_TOKEN" in note and "Unless the worker or the machine has a token for it" in note
+    [note] = drafted(tmp_path, "acme/hidden").notes
+    assert "it is private and needs a HF_TOKEN" in note
     [note] = drafted(tmp_path, "/models/sdxl").notes
     assert note == "base=/models/sdxl is not on this machine: the machine that trains must have it"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -240,6 +337,21 @@ def test_disk_is_asked_for_by_the_size_of_everything() -> None:
     assert with_disk(Plan(tool="t@1", parameters={}, steps=()), {"dataset": 10**12}).plan.resources.disk_gb == 0
 
 
+def test_offers_have_room_for_what_is_shipped(tmp_path: Path) -> None:
+    """They are ranked as the job would be rented for: with a disk for its inputs and what its steps write."""
+    base = tmp_path / "base.safetensors"
+    with base.open("wb") as file:
+        file.truncate(30 * 10**9)  # takes no room
+
+    async def rank() -> Plan:
+        places = {name: tmp_path / name for name in ("data_dir", "state_dir", "cache_dir", "secrets_dir")}
+        async with App(Settings(**places)) as app:
+            return (await rank_offers(app, Order(tool="sd15-lora@1", base=str(base)))).plan
+
+    plan = asyncio.run(rank())
+    assert plan.resources.disk_gb == 31 + plan.writes_gb
+
+
 @pytest.mark.parametrize(
     ("token", "ok", "words"),
     [
@@ -262,3 +374,6 @@ def test_doctor_says_whose_token_it_is(
         hub.down = True
         found = asyncio.run(examine_hub(settings))
         assert found.ok is None and "HF_TOKEN is set" in found.answer and "hf_" not in found.answer
+        hub.says = (403, b'{"error": "this address is blocked"}')
+        found = asyncio.run(examine_hub(settings))
+        assert found.ok is None and "this address is blocked" in found.answer

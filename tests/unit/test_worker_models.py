@@ -109,6 +109,18 @@ class Box:
         return patient.seen.host
 
 
+async def test_a_size_that_no_cache_has_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a host's programs print."""
+    (tmp_path / "hub" / "models--acme--m").mkdir(parents=True)
+    du = tmp_path / "bin" / "du"
+    du.parent.mkdir()
+    du.write_text(f"#!/bin/sh\necho {'9' * 5000} /x\n")
+    du.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{du.parent}:{os.environ['PATH']}")
+    with pytest.raises(HostLacks, match="free disk"):
+        await Box(tmp_path).prepare()
+
+
 async def test_what_is_in_the_cache_needs_no_room(tmp_path: Path) -> None:
     """A machine that has a model from a job before is not refused for the disk that fetching it would take."""
     box = Box(tmp_path)

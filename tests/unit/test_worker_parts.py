@@ -139,6 +139,7 @@ def run_script(
     text = step_script(job, Attempt(number=2, label="l", started_at=NOW), plan_step, StepRun(name="s", number=3))
     environment = {"PATH": os.environ["PATH"], "RT_ROOT": str(folder / "root"), "RT_WORK": str(folder / "work")}
     environment |= {"HOME": str(folder / "home"), **(host or {})}
+    environment = {name: value for name, value in environment.items() if value}
     done = subprocess.run(["sh"], input=text.encode(), env=environment, capture_output=True, check=True)
     return done.stdout.decode()
 
@@ -166,6 +167,7 @@ def test_jobs_share_what_they_fetch_from_the_hub_below_our_folder(tmp_path: Path
     (tmp_path / "home" / ".cache" / "huggingface" / "hub" / "models--acme--m").mkdir(parents=True)
     assert run_script(tmp_path, run, models) == "acme/m@c0ffee none http://mirror/$x\n"
     assert run_script(tmp_path, 'echo "${HF_HUB_CACHE:-none}"') == "none\n"
+    assert run_script(tmp_path, run, models, {"HOME": ""}) == f"acme/m@c0ffee {tmp_path}/root/hub http://mirror/$x\n", "no home"
 
 
 @given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=60))
