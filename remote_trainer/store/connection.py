@@ -105,7 +105,10 @@ class Connection:
     def _translation(self, error: sqlite3.Error) -> StoreError | ConfigError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_BUSY:
-            return StoreUnavailable(f"the job store {self.path} has been locked by another process for {PATIENCE_S:.0f} s")
+            return StoreUnavailable(
+                f"the job store {self.path} has been locked by another process for {PATIENCE_S:.0f} s: a worker or command that was "
+                "stopped (Ctrl-Z, SIGSTOP) in the middle of a write keeps the lock until it goes on or ends"
+            )
         if code in _BROKEN:
             return ConfigError(f"{self.path} is not a job store, or is damaged ({error}): move it away or restore a copy")
         if code in _REFUSED:

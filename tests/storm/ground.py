@@ -75,7 +75,7 @@ class Ground:
                 env={**os.environ, "PYTHONFAULTHANDLER": "1"},
                 start_new_session=True,
             )
-        slot.worker, slot.frozen = WorkerProcess(process, path), False
+        slot.worker, slot.frozen = WorkerProcess(process, path, self.rig.app.settings.store_url), False
         self.rig.workers.append(slot.worker)
         self.started[slot.worker.process.pid] = time.monotonic()
 

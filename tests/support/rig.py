@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -113,6 +114,7 @@ class WorkerProcess:
 
     process: subprocess.Popen[bytes]
     log_path: Path
+    store_url: str
 
     @property
     def log(self) -> str:
@@ -125,8 +127,14 @@ class WorkerProcess:
         self.process.wait(10)
 
     def freeze(self) -> None:
-        """Stop it in mid-air, as a machine that pauses would."""
-        self.process.send_signal(signal.SIGSTOP)
+        """Stop it in mid-air, as a machine that pauses would; but not while it keeps all others from the embedded store."""
+        while True:
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+            if not self.store_url.startswith("sqlite:") or _is_free(self.store_url.removeprefix("sqlite:///")):
+                return
+            self.thaw()
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         """Let it go on as if nothing had happened."""
@@ -162,7 +170,7 @@ class Rig:
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
                 start_new_session=True,
             )
-        self.workers.append(WorkerProcess(process, path))
+        self.workers.append(WorkerProcess(process, path, self.app.settings.store_url))
         return self.workers[-1]
 
     # -- jobs
@@ -321,6 +329,16 @@ async def installation(folder: Path, host: SshTarget, *, lease_s: float = 3.0, *
                 yield rig
             finally:
                 _end(rig.workers)
+
+
+def _is_free(jobs_file: str) -> bool:
+    """Whether nobody is for long in the middle of reading or writing."""
+    with contextlib.closing(sqlite3.connect(jobs_file, timeout=1, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+    return True
 
 
 def _end(workers: Sequence[WorkerProcess]) -> None:
