@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,6 +177,29 @@ def again(bench: Bench, data: Path, rounds: int) -> tuple[float, float]:
     return mine, theirs
 
 
+def rows(given: argparse.Namespace, near: Bench) -> Iterator[str]:
+    """Measure what was asked for, a line of the table at a time."""
+    wanted = given.rows.split(",")
+    if "big" in wanted:
+        big = make_big(near.scratch / "big", given.big)
+        yield row(f"{given.big} MB of big files", big, measure(near, big, ["tar", "ours", "rsync", "scp"], given.rounds))
+    if "small" in wanted:
+        small = make_small(near.scratch / "small", given.small, 8000)
+        seconds = measure(near, small, ["tar", "ours", "rsync", "scp"], given.rounds)
+        yield row(f"{given.small} files of 8 kB", small, seconds)
+    if "far" in wanted:
+        far = make_big(near.scratch / "far", given.far)
+        with Link(near.server.host, near.server.port) as link:
+            link.set(rtt_s=given.rtt)
+            seconds = measure(Bench(near.server, near.scratch, link.port), far, ["ours", "rsync"], given.rounds)
+        yield row(f"{given.far} MB at {given.rtt * 1000:.0f} ms round trip", far, seconds)
+    if "again" in wanted:
+        data = near.scratch / "small" if "small" in wanted else make_small(near.scratch / "small", given.small, 8000)
+        time.sleep(2.1)  # files as fresh as the clock's grain are hashed again
+        ours, rsync = again(near, data, given.rounds)
+        yield f"| second run, {given.small} files | {ours:.2f} s | – | {rsync:.2f} s | – |"
+
+
 def main() -> None:
     """Print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,7 +210,6 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--rows", default="big,small,far,again")
     given = options.parse_args()
-    rows = given.rows.split(",")
     scratch = Path(tempfile.mkdtemp(prefix="rt-bench-"))
     print(
         "| dataset path | ours | tar \\| ssh tar (ours ×) | rsync -a (ours ×) | scp -r (ours ×) |\n|---|---|---|---|---|",
@@ -195,35 +217,8 @@ def main() -> None:
     )
     try:
         with servers.running(servers.prepare(scratch / "sshd")) as server:
-            near = Bench(server, scratch, server.port)
-            if "big" in rows:
-                big = make_big(scratch / "big", given.big)
-                print(
-                    row(f"{given.big} MB of big files", big, measure(near, big, ["tar", "ours", "rsync", "scp"], given.rounds)),
-                    flush=True,
-                )
-            if "small" in rows:
-                small = make_small(scratch / "small", given.small, 8000)
-                print(
-                    row(
-                        f"{given.small} files of 8 kB", small, measure(near, small, ["tar", "ours", "rsync", "scp"], given.rounds)
-                    ),
-                    flush=True,
-                )
-            if "far" in rows:
-                far = make_big(scratch / "far", given.far)
-                with Link(server.host, server.port) as link:
-                    link.set(rtt_s=given.rtt)
-                    slow = Bench(server, scratch, link.port)
-                    seconds = measure(slow, far, ["ours", "rsync"], given.rounds)
-                print(row(f"{given.far} MB at {given.rtt * 1000:.0f} ms round trip", far, seconds), flush=True)
-            if "again" in rows:
-                data = scratch / "small" if "small" in rows else make_small(scratch / "small", given.small, 8000)
-                time.sleep(2.1)  # files as fresh as the clock's grain are hashed again
-                bench_again = again(near, data, given.rounds)
-                print(
-                    f"| second run, {given.small} files | {bench_again[0]:.2f} s | – | {bench_again[1]:.2f} s | – |", flush=True
-                )
+            for line in rows(given, Bench(server, scratch, server.port)):
+                print(line, flush=True)
     finally:
         shell(f"chmod -R u+w {scratch}; rm -rf {scratch}")
 
