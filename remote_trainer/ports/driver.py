@@ -108,7 +108,10 @@ class Driver(Protocol):
         ...
 
     async def connect(self, instance: Instance) -> Transport:
-        """Return the way to the host; opens no connection yet. One transport per machine, shared by all its jobs."""
+        """Return the way to the host; opens no connection yet. One transport per machine, shared by all its jobs.
+
+        Machines behind one login, each with a folder of its own as ``address["root"]``, may share one.
+        """
         ...
 
     async def check(self) -> str:

@@ -31,6 +31,15 @@ from remote_trainer.worker.writer import Writer
 _FACTS_S = 20.0  # for so long a host is what it said it was: finding out costs it 40 ms
 
 
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Where a machine is entered: nothing less tells it from every other one."""
+
+    instance: str
+    root: str
+    transport: int  # its id(); each host holds on to its transport
+
+
 @dataclass(kw_only=True)
 class Shop:
     """Everything a job's effects may reach."""
@@ -56,9 +65,9 @@ class Shop:
     uplink: Uplink = field(default_factory=Uplink)
     _drivers: dict[str, Driver] = field(default_factory=dict)
     _listings: dict[int, Listing] = field(default_factory=dict)  # by driver, each of which lives as long as this
-    # By transport, which each host holds on to. A rented one is remembered as long as somebody holds it: its machine goes, others come.
-    _hosts: dict[int, SupervisedHost] = field(default_factory=dict)
-    _rented: WeakValueDictionary[int, SupervisedHost] = field(default_factory=WeakValueDictionary)
+    # By machine and way. A rented one is remembered as long as somebody holds it: its machine goes, others come.
+    _hosts: dict[_Door, SupervisedHost] = field(default_factory=dict)
+    _rented: WeakValueDictionary[_Door, SupervisedHost] = field(default_factory=WeakValueDictionary)
     _facts: WeakKeyDictionary[SupervisedHost, tuple[float, HostFacts]] = field(default_factory=WeakKeyDictionary)
     _asking: WeakKeyDictionary[SupervisedHost, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
 
@@ -84,13 +93,16 @@ class Shop:
         return self._listings.setdefault(id(driver), Listing(driver, prefix_of(self.deployment), self.clock))
 
     async def host(self, driver: Driver, instance: Instance) -> SupervisedHost:
-        """Return the host of an instance; the same object for the same transport, as long as anybody has it."""
+        """Return the host of an instance; the same object for the same machine and transport, as long as anybody has it.
+
+        One transport may lead to several machines: what is known of one says nothing of the next.
+        """
         transport: Transport = await driver.connect(instance)
         hosts = self._hosts if driver.abilities.borrowed else self._rented
-        known = hosts.get(id(transport))
-        if known is None or known.transport is not transport:
-            known = SupervisedHost(transport, root=str(instance.address.get("root", DEFAULT_ROOT)))
-            hosts[id(transport)] = known
+        door = _Door(instance.id, str(instance.address.get("root", DEFAULT_ROOT)), id(transport))
+        known = hosts.get(door)
+        if known is None or known.transport is not transport:  # another one may have been given the number of one that is gone
+            known = hosts[door] = SupervisedHost(transport, root=door.root)
         return known
 
     async def facts(self, host: SupervisedHost, *, anew: bool = False) -> HostFacts:

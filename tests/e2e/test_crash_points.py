@@ -88,6 +88,8 @@ async def _lost(rig: MortalRig, data: Path) -> Job:
     rig.provider.power_off(machine)
     first, second = job.attempts
     assert first.reason is Reason.INSTANCE_GONE
+    for attempt in job.attempts:
+        rig.verify_place(attempt)
     rig.verify_restored(first, second)
     rig.verify_data(second, data)
     return job

@@ -56,6 +56,7 @@ steps:
     retries: {max: 1, backoff_s: 0.5, on_exit: [75]}
     run: |
       echo "$RT_JOB prepare.$RT_TRY" >>{{ record }}/starts
+      echo "$RT_WORK" >>{{ record }}/"$RT_JOB.places"
       (cd "$RT_DATASET" && find . -type f | sort | xargs sha256sum) >>{{ record }}/"$RT_JOB.data"
       echo "try $RT_TRY" | tee -a {{ record }}/"$RT_JOB.prepare.$RT_TRY.log"
       [ "$RT_TRY" -ge 2 ] || exit 75
@@ -251,6 +252,12 @@ class MortalRig(Rig):
         """An attempt's host had the dataset, byte for byte."""
         here = {f"./{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in dataset.iterdir()}
         assert self._sums(f"{attempt.label}.data") == here
+
+    def verify_place(self, attempt: Attempt) -> None:
+        """An attempt ran on the disk of its own machine, and on no other."""
+        assert attempt.instance is not None
+        disk, places = self.provider.disk(attempt.instance.id), (self.record / f"{attempt.label}.places").read_text().splitlines()
+        assert all(Path(place).is_relative_to(disk) for place in places), f"{attempt.label} ran in {places}, not in {disk}"
 
     def verify_restored(self, before: Attempt, after: Attempt) -> None:
         """An attempt began with a checkpoint that an earlier one had written."""

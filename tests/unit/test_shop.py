@@ -36,6 +36,13 @@ class OneTransportEach:
         return self.ways.setdefault(instance.id, type("Way", (), {})())
 
 
+class OneTransportForAll(OneTransportEach):
+    """A driver whose machines are folders behind one login."""
+
+    async def connect(self, instance: Instance) -> Any:
+        return self.ways.setdefault("", type("Way", (), {})())
+
+
 def make_shop() -> Shop:
     nothing = cast(Any, None)
     parts = dict.fromkeys(("store", "writer", "objects", "make_driver", "find_secret", "clock", "policy"), nothing)
@@ -76,3 +83,18 @@ async def test_machines_that_are_gone_are_forgotten() -> None:
     gc.collect()
     assert not kept
     assert not (shop._rented or shop._hosts or len(shop._facts) or len(shop._asking))
+
+
+async def test_machines_behind_one_login_are_told_apart() -> None:
+    """The next machine of a job has its own folder and its own facts, though the last one's host is still held on to."""
+    shop, driver = make_shop(), OneTransportForAll()
+
+    async def host(number: str, root: str) -> Any:
+        found: Any = await shop.host(cast(Any, driver), Instance(id=number, label=f"rt-{number}", address={"root": root}))
+        found.bootstrap = AskedHost().bootstrap
+        return found
+
+    first, second, anew = await host("1", "/disks/1"), await host("2", "/disks/2"), await host("3", "/disks/2")
+    assert (first.root, second.root, anew.root) == ("/disks/1", "/disks/2", "/disks/2")
+    assert len({await shop.facts(each) for each in (first, second, anew)}) == 3
+    assert await host("1", "/disks/1") is first
