@@ -1,64 +1,22 @@
-"""Blocking work on bytes, done in a thread and watched from the event loop.
+"""Blocking work on files, done in a thread and watched from the event loop.
 
 Rules for editing: whoever loops over blocks calls the watch once a block; nothing here knows of a store.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import hashlib
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from remote_trainer.errors import Incomplete, ObjectsUnavailable
-from remote_trainer.ports import Progress
-
-T = TypeVar("T")
+from remote_trainer.threads import Watch
 
 BLOCK = 1 << 20
-
-
-class GivenUp(Exception):
-    """Ends work that nobody waits for any more; never seen outside its thread."""
-
-
-class Watch:
-    """Made in the event loop, called in the thread after each block: reports progress in the loop, ends the work on ``give_up``."""
-
-    def __init__(self, progress: Progress | None = None) -> None:
-        self._progress = progress
-        self._loop = asyncio.get_running_loop()
-        self._given_up = threading.Event()
-
-    def give_up(self) -> None:
-        self._given_up.set()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._given_up.is_set():
-            raise GivenUp
-        if self._progress:
-            self._loop.call_soon_threadsafe(self._progress, done, total)
-
-
-class Threads:
-    """A store's own few threads: the loop's common ones must stay free for others while a store is slow."""
-
-    def __init__(self, most: int = 8) -> None:
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="objects")
-
-    async def run(self, watch: Watch, work: Callable[[], T]) -> T:
-        """Return what the work returns. On cancellation the watch ends the work, which still cleans up behind itself."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        except asyncio.CancelledError:
-            watch.give_up()
-            raise
 
 
 def digest_of(path: Path, watch: Watch) -> str:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from remote_trainer.errors import Conflict, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
-from remote_trainer.objects.blocking import BLOCK, Threads, Watch, digest_of, move, size_of, sync
+from remote_trainer.objects.blocking import BLOCK, digest_of, move, size_of, sync
 from remote_trainer.objects.keys import check_key, folder_prefix
 from remote_trainer.ports import Progress, StoredObject
+from remote_trainer.threads import Threads, Watch
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class LocalObjects:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        self._threads = Threads()
+        self._threads = Threads("objects")
         self._swept = False
 
     async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 
 from remote_trainer.errors import ConfigError, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
-from remote_trainer.objects.blocking import BLOCK, Threads, Watch, move, partial, size_of
+from remote_trainer.objects.blocking import BLOCK, move, partial, size_of
 from remote_trainer.objects.etag import etag_of, in_base64, is_md5, md5_of
 from remote_trainer.objects.keys import check_key, folder_prefix
 from remote_trainer.ports import Progress, StoredObject
+from remote_trainer.threads import Threads, Watch
 
 try:
     import boto3
@@ -58,6 +59,9 @@ _PARTS_AT_ONCE = 8  # over all files: bounds memory at 8 parts
 _PAGE = 1000
 _REREAD = 1 << 20  # up to this size verify reads the object again
 _RESUMES = 5
+_LEAVE_S = (
+    30.0  # for a request that is under way when nobody waits any more; its key holds no other content, so it does no harm late
+)
 _LONGEST_LINK_S = 7 * 24 * 3600
 
 _ALL_THERE = {"416", "InvalidRange", "RequestedRangeNotSatisfiable"}
@@ -83,7 +87,7 @@ class S3Objects:
         self._bucket, self._prefix = bucket, folder_prefix(prefix)
         self._where = f"s3://{bucket}/{self._prefix}" + (f" at {settings.endpoint}" if settings.endpoint else "")
         self._client = _client(settings)
-        self._threads = Threads()
+        self._threads = Threads("objects", leave_s=_LEAVE_S)
         self._senders = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="parts")
         self._parts = threading.BoundedSemaphore(_PARTS_AT_ONCE)
 

@@ -17,6 +17,7 @@ from typing import cast
 
 from remote_trainer.errors import HostUnreachable
 from remote_trainer.ports import Channel, Completed, Progress
+from remote_trainer.threads import Threads, Watch
 from remote_trainer.transport import local, stream
 from remote_trainer.transport.channel import BufferedChannel
 from remote_trainer.transport.running import run_to_end
@@ -41,6 +42,7 @@ class CommandTransport:
     def __init__(self, prefix: Sequence[str] = (), *, address: str = "") -> None:
         self._prefix = tuple(prefix)
         self._address = address or " ".join(self._prefix) or "this machine"
+        self._threads = Threads("files")
 
     @property
     def address(self) -> str:
@@ -87,13 +89,15 @@ class CommandTransport:
 
     async def push(self, files: Sequence[Path], folder: str, *, progress: Progress | None = None) -> None:
         if self.shares_files:
-            await asyncio.to_thread(local.push, files, folder, progress)
+            watch = Watch(progress)
+            await self._threads.run(watch, lambda: local.push(files, folder, watch))
         else:
             await stream.send(self, await stream.survey(self, files, folder), progress=progress)
 
     async def pull(self, path: str, target: Path, *, size: int, progress: Progress | None = None) -> None:
         if self.shares_files:
-            await asyncio.to_thread(local.pull, path, target, size, progress)
+            watch = Watch(progress)
+            await self._threads.run(watch, lambda: local.pull(path, target, size, watch))
         else:
             await stream.pull(self.open, self._address, path, target, size=size, stall_s=self.stall_s, progress=progress)
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remote_trainer.errors import DigestMismatch, HostFull, HostLacks, Incomplete, TransportError
-from remote_trainer.ports import Progress
+from remote_trainer.threads import Watch
 
 _BLOCK = 8 << 20
 
 
-def push(files: Sequence[Path], folder: str, progress: Progress | None) -> None:
+def push(files: Sequence[Path], folder: str, watch: Watch) -> None:
     """Give each file a second name in the folder."""
     target = Path(folder).expanduser()
     sizes = [file.stat().st_size for file in files]
@@ -28,8 +28,7 @@ def push(files: Sequence[Path], folder: str, progress: Progress | None) -> None:
         for file, size in zip(files, sizes, strict=True):
             _place(file, size, target / file.name)
             done += size
-            if progress:
-                progress(done, total)
+            watch(done, total)
     except OSError as error:
         raise _translated(error, target) from error
 
@@ -48,7 +47,7 @@ def _place(file: Path, size: int, target: Path) -> None:
     partial.unlink(missing_ok=True)  # rename does nothing when both names are the same file already
 
 
-def pull(path: str, target: Path, size: int, progress: Progress | None) -> None:
+def pull(path: str, target: Path, size: int, watch: Watch) -> None:
     """Append what is missing of a regular file, at most to the announced size."""
     try:
         # A step may put a link to one of our own files where its output was listed.
@@ -61,7 +60,7 @@ def pull(path: str, target: Path, size: int, progress: Progress | None) -> None:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > size:
             raise DigestMismatch(f"{path} is not the file of {size} bytes that was announced")
-        _append(descriptor, target, size, progress)
+        _append(descriptor, target, size, watch)
     except OSError as error:
         raise TransportError(f"cannot write {target}: {error.strerror}; is the disk full?") from error
     finally:
@@ -70,7 +69,7 @@ def pull(path: str, target: Path, size: int, progress: Progress | None) -> None:
         raise Incomplete(f"{path} is shorter than the {size} bytes that were announced")
 
 
-def _append(source: int, target: Path, size: int, progress: Progress | None) -> None:
+def _append(source: int, target: Path, size: int, watch: Watch) -> None:
     with target.open("ab") as sink:
         done = sink.tell()
         if done > size:
@@ -78,8 +77,7 @@ def _append(source: int, target: Path, size: int, progress: Progress | None) -> 
         while done < size and (block := os.pread(source, min(_BLOCK, size - done), done)):
             sink.write(block)
             done += len(block)
-            if progress:
-                progress(done, size)
+            watch(done, size)
 
 
 def _translated(error: OSError, target: Path) -> Exception:

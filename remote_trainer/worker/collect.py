@@ -24,6 +24,7 @@ from remote_trainer import log
 from remote_trainer.errors import ArtifactError, DigestMismatch, Incomplete, ObjectsUnavailable
 from remote_trainer.model import Artifact, Checkpoint, JobId, Manifest, Output, OutputKind
 from remote_trainer.ports import Host, Objects, RemoteFile
+from remote_trainer.threads import to_end
 from remote_trainer.worker import records
 from remote_trainer.worker.outputs import Unit, arrange, locate, recorded, wanted_globs
 from remote_trainer.worker.records import Record, newest_checkpoint, read_manifest, verify_manifest
@@ -146,7 +147,7 @@ class Collector:
                 raise
             self._verified.add(artifact)
             self._fetched.discard(artifact)
-            await asyncio.to_thread(spooled.unlink, missing_ok=True)
+            await to_end(lambda: spooled.unlink(missing_ok=True))
             _log.debug(log.event("fetching"), action="artifact_kept", path=artifact.path, size=artifact.size)
         former = self._known.get(artifact.path)
         self._known[artifact.path] = artifact
@@ -156,7 +157,7 @@ class Collector:
     async def _pull(self, artifact: Artifact, spooled: Path) -> None:
         """Fetch a file into the spool; what is there of it already is not fetched again."""
         try:
-            there = await asyncio.to_thread(_make_room, spooled, artifact)
+            there = await to_end(lambda: _make_room(spooled, artifact))
             if artifact in self._fetched and there == artifact.size:  # waits for the object store: not hashed again each round
                 return
             if there < artifact.size or not artifact.size:
@@ -167,7 +168,7 @@ class Collector:
                 f"{artifact.path} cannot be put into the spool folder {self.spool} ({error}): make room"
             ) from error
         if found != artifact.sha256:
-            await asyncio.to_thread(spooled.unlink, missing_ok=True)  # a stale worker of this machine may have been quicker
+            await to_end(lambda: spooled.unlink(missing_ok=True))  # a stale worker of this machine may have been quicker
             raise DigestMismatch(f"{artifact.path} changed while it was fetched")
         self._fetched.add(artifact)
 
@@ -233,7 +234,7 @@ class Collector:
         whole = complete and not missing
         manifest = records.manifest_of(self.job_id, self.attempt, artifacts, whole, self._records_prefix)
         await records.write(self.objects, manifest.key, manifest)
-        await asyncio.to_thread(shutil.rmtree, self._spool_folder, ignore_errors=True)
+        await to_end(lambda: shutil.rmtree(self._spool_folder, ignore_errors=True))
         return CollectResult(artifacts=artifacts, missing=missing, checkpoint=self._checkpoint(), manifest=manifest)
 
     # -- what is there

@@ -6,7 +6,6 @@ Rules for editing: one method per effect, each idempotent; what was found goes i
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from dataclasses import replace
 from typing import assert_never
@@ -36,6 +35,7 @@ from remote_trainer.model import (
 )
 from remote_trainer.policy import deadman_s
 from remote_trainer.ports import Change, StepSpec, StepStatus
+from remote_trainer.threads import to_end
 from remote_trainer.worker.collect import Collector
 from remote_trainer.worker.follow import LogCopy
 from remote_trainer.worker.machine import Machine, Patient
@@ -129,7 +129,7 @@ class Performer:
                 await self._refuse(effect.restore, error)
                 return
             await restore(depot, effect.label, files, progress=way.counting())
-            await asyncio.to_thread(shutil.rmtree, folder)
+            await to_end(lambda: shutil.rmtree(folder))
         self._patient.observe(lambda seen: replace(seen, shipped=True))
 
     def _way(self, label: str) -> Way:

@@ -30,6 +30,7 @@ from remote_trainer.document import from_json, to_document
 from remote_trainer.errors import DigestMismatch, Incomplete, NotFound
 from remote_trainer.model import Artifact, Checkpoint, JobId, Manifest, OutputKind
 from remote_trainer.ports import Objects
+from remote_trainer.threads import to_end
 from remote_trainer.worker.outputs import Unit, padded
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ async def write(objects: Objects, key: str, value: Record | Manifest) -> None:
     digest = hashlib.sha256(text).hexdigest()
     with tempfile.TemporaryDirectory(prefix="remote-trainer-") as folder:
         path = Path(folder) / "record"
-        await asyncio.to_thread(path.write_bytes, text)
+        await to_end(lambda: path.write_bytes(text))
         await objects.put(key, path, sha256=digest)
     try:
         await objects.verify(key, size=len(text), sha256=digest)

@@ -1,7 +1,8 @@
 """One job in one worker: decide, save, perform, wait; again on every event.
 
 Rules for editing: nothing here knows a phase. The set of running effect tasks is made equal to the set of wishes; a fulfilled wish is not
-repeated while it stands, a failed one is when the core says so. ``Create`` is never cancelled and never repeated from here.
+repeated while it stands, a failed one is when the core says so; one whose kind is just being cancelled waits for that. ``Create`` is
+never cancelled and never repeated from here.
 """
 
 from __future__ import annotations
@@ -155,8 +156,14 @@ class JobRunner:
             if effect not in wishes and not isinstance(effect, Create) and not any(_is_asked(wish, effect) for wish in wishes):
                 task.cancel()
         for effect in wishes:
-            if effect not in self._fulfilled and not any(_is_asked(effect, running) for running in self._tasks):
+            if effect not in self._fulfilled and not self._must_wait(effect):
                 self._start(effect)
+
+    def _must_wait(self, wish: Effect) -> bool:
+        """Does a task see to a wish already, or is a cancelled one of its kind still ending? Both at once would be at the same files."""
+        return any(
+            _is_asked(wish, effect) or (type(effect) is type(wish) and task.cancelling()) for effect, task in self._tasks.items()
+        )
 
     def _start(self, effect: Effect) -> None:
         name = f"{self.job.id}:{type(effect).__name__}"

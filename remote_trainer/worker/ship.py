@@ -26,6 +26,7 @@ from remote_trainer.errors import DigestMismatch, HostError, HostFull, HostUnrea
 from remote_trainer.host.depot import Begun, Depot, chunk_line, outcome
 from remote_trainer.model import Checkpoint, Input
 from remote_trainer.ports import Channel, Objects, Progress
+from remote_trainer.threads import to_end
 from remote_trainer.worker.way import Traffic, Way
 
 _CARRIED = 3 << 19  # bytes that one SSH channel carries in a round trip: three quarters of OpenSSH's window, measured
@@ -262,7 +263,7 @@ async def fetch_checkpoint(objects: Objects, checkpoint: Checkpoint, folder: Pat
 
     NotFound or DigestMismatch when a file is not there any more, or is damaged.
     """
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+    await to_end(lambda: folder.mkdir(parents=True, exist_ok=True, mode=0o700))
     files: list[tuple[str, str, Path]] = []
     for artifact in checkpoint.artifacts:
         local = folder / artifact.sha256
@@ -287,7 +288,7 @@ async def restore(depot: Depot, key: str, files: Sequence[tuple[str, str, Path]]
     inbox = f"{data}/tmp/restore.{key}"  # noqa: S108  # on the host, in our own folder
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=files[0][2].parent) as folder:
         named = [Path(folder) / f"{number}.{sha256[:16]}" for number, (_, sha256, _) in enumerate(files)]
-        await asyncio.to_thread(_link_all, [file for _, _, file in files], named)
+        await to_end(lambda: _link_all([file for _, _, file in files], named))
         await depot.transport.push(named, inbox, progress=progress)
         lines = [(name.name, sha256, path) for name, (path, sha256, _) in zip(named, files, strict=True)]
     await depot.place(key, inbox, lines)

@@ -15,6 +15,7 @@ from pathlib import Path
 from remote_trainer.errors import DocumentTooNew, NotFound
 from remote_trainer.model import JobId
 from remote_trainer.ports import Store
+from remote_trainer.threads import to_end
 
 
 def folder_of(spool: Path, job_id: JobId) -> Path:
@@ -24,7 +25,7 @@ def folder_of(spool: Path, job_id: JobId) -> Path:
 
 async def forget(spool: Path, job_id: JobId) -> None:
     """Remove the files of a job that has ended."""
-    await asyncio.to_thread(shutil.rmtree, folder_of(spool, job_id), ignore_errors=True)
+    await to_end(lambda: shutil.rmtree(folder_of(spool, job_id), ignore_errors=True))
 
 
 async def sweep(store: Store, spool: Path) -> None:

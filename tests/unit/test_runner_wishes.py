@@ -23,13 +23,14 @@ FACTS = HostFacts(incarnation="i", boot="b")
 
 
 class Provider:
-    """Answers a request to end a machine when it is told to."""
+    """Answers a request to end a machine when it is told to, and leaves one that is given up when it may."""
 
     abilities = RENTED
 
     def __init__(self) -> None:
         self.asked, self.given_up = 0, 0
-        self.answers = asyncio.Event()
+        self.answers, self.leaves = asyncio.Event(), asyncio.Event()
+        self.leaves.set()
 
     async def destroy(self, instance: Instance) -> None:
         self.asked += 1
@@ -37,6 +38,7 @@ class Provider:
             await self.answers.wait()
         except asyncio.CancelledError:
             self.given_up += 1
+            await self.leaves.wait()
             raise
 
 
@@ -69,11 +71,23 @@ async def test_a_request_that_is_never_answered_is_sent_anew() -> None:
     """After twenty rounds; and one that nobody wishes for any more is given up."""
     provider = Provider()
     runner = a_runner(provider)
-    await ask(runner, [0, 20])
+    await ask(runner, [0, 20, 20])
     assert (provider.asked, provider.given_up) == (2, 1)
     runner._reconcile(())
     await asyncio.sleep(0)
     assert provider.given_up == 2
+
+
+async def test_a_wish_waits_for_the_end_of_its_like() -> None:
+    """While a cancelled effect still cleans up, none of its kind begins: both would be at the same files."""
+    provider = Provider()
+    provider.leaves.clear()
+    runner = a_runner(provider)
+    await ask(runner, [0, 20, 20])
+    assert (provider.asked, provider.given_up) == (1, 1)
+    provider.leaves.set()
+    await ask(runner, [20, 20])
+    assert (provider.asked, provider.given_up) == (2, 1)
 
 
 class Door:

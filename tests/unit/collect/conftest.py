@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ def host(tmp_path: Path) -> FolderHost:
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> FlakyObjects:
-    return FlakyObjects(tmp_path / "objects")
+def objects(tmp_path: Path) -> Iterator[FlakyObjects]:
+    found = FlakyObjects(tmp_path / "objects")
+    yield found
+    found.goes_on.set()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from remote_trainer.errors import ObjectsUnavailable
 from remote_trainer.model import JobId, Output, OutputKind
 from remote_trainer.objects.local import LocalObjects
 from remote_trainer.ports import Progress, RemoteFile, StoredObject
+from remote_trainer.threads import Watch
 from remote_trainer.worker.collect import CollectResult
 from remote_trainer.worker.records import path_of
 
@@ -59,10 +61,15 @@ class FolderHost:
 
 
 class FlakyObjects(LocalObjects):
-    """A folder that can be down, for writing only or altogether."""
+    """A folder that can be down, for writing only or altogether, and hold up what is being written."""
 
     down = silent = False
     puts = 0
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.writing, self.goes_on = threading.Event(), threading.Event()
+        self.goes_on.set()
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         if self.silent:
@@ -75,6 +82,11 @@ class FlakyObjects(LocalObjects):
         if self.down:
             raise ObjectsUnavailable("down")
         return await super().put(key, path, sha256=sha256, progress=progress)
+
+    def _put(self, key: str, source: Path, sha256: str, watch: Watch) -> StoredObject:
+        self.writing.set()
+        self.goes_on.wait()
+        return super()._put(key, source, sha256, watch)
 
 
 async def stored(objects: LocalObjects, prefix: str = "t/j1/a1") -> list[str]:

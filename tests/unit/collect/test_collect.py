@@ -15,7 +15,7 @@ from remote_trainer.errors import DigestMismatch, HostUnreachable, Incomplete, O
 from remote_trainer.model import Artifact, Output, OutputKind
 from remote_trainer.ports import Progress, RemoteFile, StoredObject
 from remote_trainer.worker.collect import Collector, newest_checkpoint, read_manifest, verify_manifest
-from tests.unit.collect.ground import JOB, FlakyObjects, FolderHost, paths
+from tests.unit.collect.ground import JOB, FlakyObjects, FolderHost, paths, stored
 
 
 async def test_while_running(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects, tmp_path: Path) -> None:
@@ -113,6 +113,22 @@ async def test_the_object_store_is_down(
     result = await make().collect(final=True)
     assert len(host.fetched) == 7
     assert len(result.artifacts) == 7
+
+
+async def test_a_round_that_is_cancelled(make: Callable[..., Collector], host: FolderHost, objects: FlakyObjects) -> None:
+    """A cancelled round has ended when what it was writing has: nothing appears in the object store behind the back of the next one."""
+    host.write("samples/1.png")
+    objects.goes_on.clear()
+    collecting = asyncio.create_task(make().collect())
+    await asyncio.to_thread(objects.writing.wait)
+    collecting.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not collecting.done()
+    objects.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+    assert await stored(objects) in ([], ["samples/1.png"])
 
 
 @pytest.mark.fault("data-damaged")
