@@ -22,7 +22,7 @@ from remote_trainer.model import HostFacts, StepState, Token
 from remote_trainer.ports import Ended, Heartbeat, Host, Output, StepSpec, StepStatus, Transport
 
 KEY = "rt-contract-job-a1"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 async def start(host: Host, facts: HostFacts, name: str, script: str, *, token: int = 1, secret: str = "") -> StepStatus:

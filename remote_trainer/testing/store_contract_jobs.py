@@ -20,7 +20,7 @@ from remote_trainer.store.open import open_store
 from remote_trainer.testing.store_peer import make_job, one_write, peer
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-NEVER = 30.0  # seconds: only a hang takes so long
+NEVER = 300.0  # seconds: only a hang takes so long
 LOG = "a1/say.1"
 
 NewUrl = Callable[[], str]

@@ -26,7 +26,7 @@ ODD_ARGUMENTS = (
     "", " ", "two words", "line\nbreak", "tab\there", "'", '"', "\\", "\\'", "$HOME", "`id`", "$(id)", "*", "~", "!", "#", "-n", "--",
     "a;b", "a&b|c", ">x", "ünïcödé-日本-🐈", "\x01\x7f", "%s%n", "x" * 5000,
 )  # fmt: skip
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 class TransportContract:

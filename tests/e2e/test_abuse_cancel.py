@@ -75,7 +75,7 @@ async def test_cancel_in_each_phase(own_sshd: SshdServer, tmp_path: Path) -> Non
                     link = links.enter_context(Link(own_sshd.host, own_sshd.port))
                     all_phases.create_task(_cancel_in(rig, link, phase, tmp_path / phase), name=phase)
         worker.drain()
-        wait_for(lambda: own_sshd.programs() == [], "the end of everything the jobs had started", patience_s=10)
+        wait_for(lambda: own_sshd.programs() == [], "the end of everything the jobs had started")
 
 
 @pytest.mark.fault("cancelled")
@@ -104,7 +104,7 @@ async def test_cancel_while_the_worker_is_dead(own_sshd: SshdServer, tmp_path: P
         ended = await rig.ended(job, Phase.CANCELLED)
         await _kept(rig, ended, Phase.EXECUTING)
         worker.drain()
-        wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started", patience_s=10)
+        wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started")
 
 
 @pytest.mark.fault("cancelled")
@@ -123,7 +123,7 @@ async def test_cancel_while_the_host_is_cut_off(own_sshd: SshdServer, tmp_path: 
             ended = await rig.ended(job, Phase.CANCELLED)
             await _kept(rig, ended, Phase.EXECUTING)
             worker.drain()
-            wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started", patience_s=10)
+            wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started")
 
 
 @pytest.mark.fault("hostile-step")
@@ -137,4 +137,4 @@ async def test_a_step_that_hangs_is_stopped(own_sshd: SshdServer, tmp_path: Path
         assert "longer than its timeout of 2 s" in ended.message
         await _kept(rig, ended, Phase.EXECUTING)
         worker.drain()
-        wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started", patience_s=10)
+        wait_for(lambda: own_sshd.programs() == [], "the end of everything the job had started")

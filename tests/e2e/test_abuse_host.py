@@ -23,7 +23,7 @@ async def test_a_host_that_reboots(container_host: ContainerHost, tmp_path: Path
         job = await rig.submit(tool="hello@1", lines=60, delay_s=0.2, checkpoint_every=5)
         await rig.until(job, lambda seen: seen.attempt and seen.attempt.checkpoint)
         await asyncio.to_thread(container_host.restart)
-        done = await rig.ended(job, patience_s=90)
+        done = await rig.ended(job)
         assert len(done.attempts) == 2
         assert done.attempts[0].reason is Reason.HOST_REBOOTED
         assert done.attempts[1].restored is not None

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.commandline import Home
+from tests.support.patience import PATIENCE_S
 
 # Two jobs, each of which loads torch two times.
-pytestmark = [pytest.mark.train, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-WITHIN_S = 150
 TINY = {
     "gpus": 0, "python": sys.executable, "name": "cat", "resolution": 64, "bucket_step": 32, "batch_size": 4, "threads": 1,
     "steps": 2, "checkpoint_every": 1, "val_every": 1, "sample_count": 0, "evaluate_clip": "none", "evaluate_steps": 1,
@@ -24,7 +24,7 @@ TINY = {
 def wait(home: Home, job: str) -> int:
     """Wait for the end of a job; the exit code says how it ended."""
     with home.start("remote_trainer.cli.main", "wait", job) as waiting:
-        waiting.communicate(timeout=WITHIN_S)
+        waiting.communicate(timeout=PATIENCE_S)
     return waiting.returncode
 
 

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.support.commandline import Home, read_until
+from tests.support.patience import PATIENCE_S
 
 QUICK = ("--set", "delay_s=0")
 
@@ -37,7 +38,7 @@ def test_cancel_ends_a_job_and_keeps_what_it_made(home: Home) -> None:
         read_until(following, b"line 2/1000")
         assert home.remote_trainer("cancel", job).returncode == 0
         assert home.remote_trainer("wait", job).returncode == 11
-        following.communicate(timeout=30)
+        following.communicate(timeout=PATIENCE_S)
     assert following.returncode == 0
     kept = home.document("artifacts", job)
     assert not kept["complete"]
@@ -132,7 +133,7 @@ def test_a_closed_pipe_ends_quietly(home: Home, done: str) -> None:
         os.read(reading.stdout.fileno(), 10)
         reading.stdout.close()
         assert reading.stderr.read() == b""
-        assert reading.wait(timeout=30) == 141
+        assert reading.wait(timeout=PATIENCE_S) == 141
 
 
 def test_a_worker_ends_when_idle(own_home: Home) -> None:

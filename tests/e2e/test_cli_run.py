@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from tests.support.commandline import Home, read_until
+from tests.support.patience import PATIENCE_S
 
 QUICK = ("--set", "delay_s=0")
 RUN = "remote_trainer.cli.run"
@@ -101,7 +102,7 @@ def test_ctrl_c_detaches(home: Home) -> None:
     with home.start(RUN, "--tool", "hello@1", "--set", "lines=20") as running:
         job = _id(read_until(running, b"line 1/20"))
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=30)
+        _, errors = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
     for command in ("logs -f", "wait", "cancel"):
         assert f"remote-trainer {command} {job}" in errors.decode()
@@ -116,7 +117,7 @@ def test_a_second_ctrl_c_cancels(home: Home) -> None:
         running.send_signal(signal.SIGINT)
         assert running.stderr.readline() == b"\n" and b"detached" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
-        output, errors = running.communicate(timeout=30)
+        output, errors = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 11
     assert f"cancelling job {job}" in errors.decode()
     assert b"-- cancelled" in output

@@ -22,8 +22,6 @@ from tests.support.vasthere import OPTIONS, nowhere, vast_here
 
 pytestmark = pytest.mark.sshd
 
-PATIENCE_S = 110.0
-
 
 @pytest.fixture
 def sim(tmp_path: Path) -> Iterator[SimVast]:
@@ -52,7 +50,7 @@ async def _check_money(rig: Rig, ended: Sequence[Job]) -> None:
         assert attempt.instance.price_per_hour > attempt.instance.disk_per_hour > 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_jobs_rent_run_and_give_back(sim: SimVast, tmp_path: Path) -> None:
     """Two jobs at once: each rents once, runs to its end and gives back.
 
@@ -66,7 +64,7 @@ async def test_jobs_rent_run_and_give_back(sim: SimVast, tmp_path: Path) -> None
         queued = [await _submit(rig, lines=3, order={"tenant": "ada", "max_cost": Decimal(1)}) for _ in range(2)]
         assert await rig.app.store.ledger.balance("ada") == 3
         rig.worker()
-        ended = [await rig.ended(job, Phase.DONE, patience_s=PATIENCE_S) for job in queued]
+        ended = [await rig.ended(job, Phase.DONE) for job in queued]
         for job in ended:
             await rig.check(job)
             assert job.attempt is not None

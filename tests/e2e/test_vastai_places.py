@@ -29,12 +29,12 @@ from remote_trainer.service.submit import Order, submit
 from remote_trainer.testing import openssh
 from remote_trainer.testing.vast.server import SimVast
 from remote_trainer.worker.loop import Worker
+from tests.support.patience import PATIENCE_S
 from tests.support.rig import Rig, installation, wait_for
 from tests.support.vasthere import OPTIONS, nowhere, vast_here
 
-pytestmark = [pytest.mark.sshd, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sshd, pytest.mark.timeout(900)]
 
-PATIENCE_S = 200.0
 ROOT = Path(__file__).parents[2]
 QUICK = Policy(instance_poll_s=1, lag_margin_s=1, gone_confirm_s=2, capacity_retry_s=1)
 
@@ -100,7 +100,7 @@ TRAINING = {
 
 
 @pytest.mark.train
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.fault("evicted")
 async def test_a_training_that_was_evicted_ends_as_if_it_never_was(sim: SimVast, tmp_path: Path) -> None:
     """Outbid in mid-training, it goes on elsewhere from its newest verified checkpoint; the adapter is that of one never interrupted."""
@@ -185,5 +185,5 @@ def _outbid(sim: SimVast, job: Job) -> None:
     """Let somebody bid more for the machine that a job runs on."""
     assert job.attempt is not None and job.attempt.offer is not None and job.attempt.offer.spot
     change = urllib.request.Request(f"{sim.url}/admin/offers/{job.attempt.offer.id}/", b'{"min_bid": 9}', method="POST")
-    with urllib.request.urlopen(change, timeout=10) as reply:
+    with urllib.request.urlopen(change, timeout=PATIENCE_S) as reply:
         assert reply.status == 200

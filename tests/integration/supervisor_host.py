@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.support.patience import PATIENCE_S
 from tests.support.smalldisk import small_disk
 
 T = TypeVar("T")
 SUPERVISOR = Path(__file__).parents[2] / "remote_trainer" / "host" / "supervisor.sh"
 NOBODY = 65534
-PATIENCE = 30.0  # seconds after which a test is taken for hung
+PATIENCE = PATIENCE_S
 ROUNDS = int(os.environ.get("RT_ROUNDS", "1"))  # multiplies the rounds of the tests that race
 
 

@@ -21,9 +21,8 @@ from remote_trainer.testing.host_contract import KEY, read_to_end, start
 from remote_trainer.testing.netfault import Link
 from remote_trainer.transport.command import CommandTransport
 from remote_trainer.transport.ssh import SshTransport
+from tests.support.patience import PATIENCE_S
 from tests.support.sshd import SshdServer
-
-PATIENCE_S = 90.0
 
 
 @pytest.fixture

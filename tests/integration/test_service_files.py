@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from remote_trainer.config import reference
+from tests.support.patience import PATIENCE_S
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 
@@ -27,7 +28,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.mark.systemd
@@ -48,7 +49,7 @@ def test_unit_is_exposed_to_little(tmp_path: Path) -> None:
 def test_pm2_waits_for_a_worker_that_leaves() -> None:
     """pm2 gives a worker as long to leave as systemd does, and leaves its children alone."""
     show = f"console.log(JSON.stringify(require({json.dumps(str(FOLDER / 'ecosystem.config.js'))})))"
-    done = subprocess.run(["node", "-e", show], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(["node", "-e", show], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     (worker,) = json.loads(done.stdout)["apps"]
     assert (worker["script"], worker["args"], worker["kill_timeout"], worker["treekill"]) == (
         "remote-trainer",

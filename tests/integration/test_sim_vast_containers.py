@@ -10,6 +10,7 @@ from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.instances import Timings
 from remote_trainer.testing.vast.server import SimVast
 from tests.support.containers import Fleet
+from tests.support.patience import PATIENCE_S
 from tests.support.rentedhosts import ContainerMachines
 from tests.support.rig import wait_for
 
@@ -30,11 +31,12 @@ def test_a_rented_host_is_ours_until_it_is_given_back(container_fleet: Fleet, tm
         login = ["ssh", *options, "-i", str(tmp_path / "key"), f"root@{address[0]}", "cat boots"]
         sim.faults.arm("run-outbid", seconds=0.1)
         wait_for(lambda: len(sim.record.entries("running")) == 2, "the instance to come back")
-        done = subprocess.run(login, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(login, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.stdout == f"{made.id}\n" * 2, done.stderr
         sim.destroy(made)
         wait_for(lambda: not sim.live, "the instance to be gone")
         assert (
-            subprocess.run([*login[:1], "-o", "ConnectTimeout=2", *login[1:]], capture_output=True, timeout=60).returncode == 255
+            subprocess.run([*login[:1], "-o", "ConnectTimeout=2", *login[1:]], capture_output=True, timeout=PATIENCE_S).returncode
+            == 255
         )
     assert sim.record.alive() == []

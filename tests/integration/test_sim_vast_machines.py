@@ -24,11 +24,11 @@ from remote_trainer.testing.vast.instances import Instance, Timings
 from remote_trainer.testing.vast.local import LocalMachines
 from remote_trainer.testing.vast.routes import Request
 from remote_trainer.testing.vast.server import SimVast
+from tests.support.patience import PATIENCE_S
 from tests.support.rig import wait_for
 
 pytestmark = pytest.mark.sshd
 
-_WITHIN_S = 60
 _AT_ONCE = Timings(scheduled_s=0.01, created_s=0.01, loading_s=0.01, reboot_s=0.1, destroy_s=0.01)
 
 
@@ -75,7 +75,7 @@ def _ssh(made: Instance, key: Path, command: str) -> subprocess.CompletedProcess
     assert made.address is not None
     options = ["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no", "-i", str(key)]
     host = [f"{getpass.getuser()}@{made.address[0]}", "-p", str(made.address[1]), "-o", "UserKnownHostsFile=/dev/null"]
-    return subprocess.run(["ssh", *options, *host, command], capture_output=True, text=True, timeout=_WITHIN_S)
+    return subprocess.run(["ssh", *options, *host, command], capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def _detached(made: Instance, key: Path) -> int:
@@ -180,8 +180,8 @@ def test_ways_in_that_open_late(sim: SimVast, key: Path, name: str) -> None:
             with pytest.raises(wrong):
                 socket.create_connection(made.address, 0.5)
         else:
-            connection = stack.enter_context(socket.create_connection(made.address, _WITHIN_S))
-            connection.settimeout(0.5 if name == "boot-late-banner" else _WITHIN_S)
+            connection = stack.enter_context(socket.create_connection(made.address, PATIENCE_S))
+            connection.settimeout(0.5 if name == "boot-late-banner" else PATIENCE_S)
             if name == "boot-late-banner":
                 with pytest.raises(TimeoutError):
                     connection.recv(4)
@@ -207,7 +207,7 @@ def test_the_command_serves_until_it_is_asked_to_end(key: Path, tmp_path: Path) 
             headers = {"Authorization": f"Bearer {said['VAST_API_KEY']}", "Content-Type": "application/json"}
             data = None if method == "GET" else json.dumps(body).encode()
             request = urllib.request.Request(said["VAST_URL"] + path, data, headers, method=method)
-            with urllib.request.urlopen(request, timeout=_WITHIN_S) as reply:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
                 assert reply.headers["Content-Type"] == "application/json"
                 return dict(json.loads(reply.read()))
 
@@ -218,7 +218,7 @@ def test_the_command_serves_until_it_is_asked_to_end(key: Path, tmp_path: Path) 
         wait_for(lambda: _of(folder), "its processes")
         assert ask("GET", f"/api/v0/instances/{made['new_contract']}/", None)["instances"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(_WITHIN_S) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert _of(folder) == []
     assert list(tmp_path.glob("sim-vast-*")) == []
 

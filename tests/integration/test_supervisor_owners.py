@@ -35,7 +35,7 @@ def at_once(host: Host, calls: list[tuple[object, ...]]) -> list[Reply]:
         assert process.stdin
         process.stdin.write(b"go\n")
         process.stdin.flush()
-    answers = [process.communicate(timeout=4 * PATIENCE) for process in waiting]
+    answers = [process.communicate(timeout=PATIENCE) for process in waiting]
     return [Reply(p.returncode, out.decode(), err.decode()) for p, (out, err) in zip(waiting, answers, strict=True)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.supervisor_host import KINDS, RECORD_START, ROUNDS, Host, Kind, Reply, eventually, running
+from tests.integration.supervisor_host import KINDS, PATIENCE, RECORD_START, ROUNDS, Host, Kind, Reply, eventually, running
 
 pytestmark = pytest.mark.shells
 
@@ -90,7 +90,7 @@ def test_a_stalled_starter_does_not_start_beside_a_newer_owner(host: Host) -> No
         process, gate = stalled(host, f"newer-{point}", point)
         newer = host.ok("start", f"newer-{point}", "s.1", 6, "inc1", "new", 1, 0)
         gate.touch()
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=PATIENCE)
         assert newer.out.startswith("started n=new "), (point, newer)
         assert out == b"" or out.decode().startswith(f"adopted {newer.claim} "), (point, out)
         assert host.end_of(f"newer-{point}", "s.1").startswith("exited code=3 ")
@@ -107,7 +107,7 @@ def test_a_stalled_starter_does_not_start_after_a_cancel(host: Host) -> None:
         process, gate = stalled(host, f"cancel-{point}", point)
         reply = host.ok("cancel", f"cancel-{point}", "s.1", 6)
         gate.touch()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
         assert reply.line == "cancelled f=6", (point, reply)
         assert host.state(f"cancel-{point}", "s.1") == "cancelled f=6"
         eventually(lambda: not host.attempts(f"cancel-{point}", "s.1") or point == "start.mkdir", "nothing left")

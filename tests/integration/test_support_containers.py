@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.containers import ContainerHost
+from tests.support.patience import PATIENCE_S
 
 
 def over_ssh(host: ContainerHost, command: str) -> str:
     full = [*host.ssh_command("-o", "ConnectTimeout=1"), command]
-    return subprocess.run(full, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    return subprocess.run(full, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout.strip()
 
 
 def test_host_has_an_address_and_what_a_host_needs(container_host: ContainerHost) -> None:

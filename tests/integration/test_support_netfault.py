@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.support.delayproxy import Link
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def there_and_back(port: int, payload: bytes) -> bytes:
     writer.write(payload)
     writer.write_eof()
     try:
-        return await asyncio.wait_for(reader.read(-1), 30)
+        return await asyncio.wait_for(reader.read(-1), PATIENCE_S)
     finally:
         writer.close()
 
@@ -77,7 +78,7 @@ async def test_cut_link_is_silent_and_delivers_after_it_is_healed(echo_port: int
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.readexactly(1), 0.2)
         link.heal()
-        assert await asyncio.wait_for(reader.readexactly(6), 30) == b"during"
+        assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"during"
         writer.close()
 
 
@@ -89,7 +90,7 @@ async def test_broken_link_resets_old_and_new_connections(echo_port: int) -> Non
         await reader.readexactly(1)
         link.reset()
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(reader.read(1), 30)
+            await asyncio.wait_for(reader.read(1), PATIENCE_S)
         with pytest.raises(ConnectionError):
             await there_and_back(link.port, b"x")
         link.heal()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import asyncssh
 import pytest
 
+from tests.support.patience import PATIENCE_S
 from tests.support.sshd import SshdServer
 
 pytestmark = pytest.mark.sshd
@@ -29,7 +30,7 @@ async def connect(server: SshdServer) -> asyncssh.SSHClientConnection:
 def test_openssh_client_gets_in_with_the_pinned_key(sshd: SshdServer) -> None:
     """A command sent by OpenSSH's own client runs as the current user in an empty home."""
     done = subprocess.run(
-        [*sshd.ssh_command(), "id -un; pwd; echo $HOME"], capture_output=True, text=True, check=True, timeout=30
+        [*sshd.ssh_command(), "id -un; pwd; echo $HOME"], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     assert done.stdout.split() == [sshd.user, str(sshd.home), str(sshd.home)]
 
@@ -54,7 +55,7 @@ async def test_killed_sessions_close_connections_but_not_the_server(own_sshd: Ss
     """Killing the sessions ends open connections at once; a new one is let in."""
     connection = await connect(own_sshd)
     assert own_sshd.kill_sessions() >= 1
-    await asyncio.wait_for(connection.wait_closed(), 20)
+    await asyncio.wait_for(connection.wait_closed(), PATIENCE_S)
     async with await connect(own_sshd) as again:
         assert (await again.run("echo here", check=True)).stdout == "here\n"
 

@@ -27,12 +27,13 @@ from remote_trainer.worker.ship import restore, ship
 from tests.integration.depot_host import KEY, DepotHost, content, far_host
 from tests.support.environment import ORIGINAL
 from tests.support.evidence import Tally
+from tests.support.patience import PATIENCE_S
 from tests.support.rig import LONG
 from tests.support.s3 import Kind, S3Server
 from tests.support.sshd import SshdServer
 
 SEED = int(ORIGINAL.get("RT_SEED", random.SystemRandom().randrange(10**6)))
-pytestmark = pytest.mark.timeout(1800 if LONG else 120)
+pytestmark = pytest.mark.timeout(1800 if LONG else 900)
 SIZE = (256 if LONG else 20) << 20
 RATE = 40e6  # bytes a second: a line, so that what it has carried is mostly there when it breaks
 
@@ -222,7 +223,7 @@ async def struck(way: Way, plain: int, faults: list[tuple[Fault, float]]) -> flo
         way.link.strike(fault, int(where * SIZE), up=way.up)
     for _ in range(4 * len(faults) + 2):
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 await way.transfer()
             break
         except RemoteTrainerError as error:

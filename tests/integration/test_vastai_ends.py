@@ -18,6 +18,7 @@ from remote_trainer.ports import DriverSettings, Spec
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.clock import StandingClock
 from remote_trainer.testing.vast.server import SimVast
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -101,6 +102,6 @@ async def test_a_limit_that_lasts_is_told_to_all_who_wait(sim: SimVast, driver: 
     """Nobody waits ten minutes for a turn: who wants an end is told when to ask again."""
     machines = await rented(driver, 3)
     pace.shared(sim.url, sim.key).hold("destroy", 600.0)
-    told = await asyncio.wait_for(asyncio.gather(*(driver.destroy(one) for one in machines), return_exceptions=True), 10)
+    told = await asyncio.wait_for(asyncio.gather(*(driver.destroy(one) for one in machines), return_exceptions=True), PATIENCE_S)
     assert all(isinstance(each, Transient) and each.retry_after_s for each in told)
     assert ends(sim) == []

@@ -16,6 +16,7 @@ from remote_trainer.ports import DriverSettings, Spec
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.clock import StandingClock
 from remote_trainer.testing.vast.server import SimVast
+from tests.support.patience import PATIENCE_S
 
 WANTED = Resources(gpus=1, disk_gb=20)
 FAST = 900
@@ -88,7 +89,7 @@ async def test_a_spent_quota_is_told_and_not_asked_about_again(crowded: tuple[Si
     sim.faults.arm("search-quota")
     for _ in range(2):
         with pytest.raises(Transient) as told:
-            await asyncio.wait_for(driver.offers(WANTED), 10)
+            await asyncio.wait_for(driver.offers(WANTED), PATIENCE_S)
         assert (told.value.retry_after_s or 0) > 30
     assert searches(sim) == 1
     assert await driver.instances("") == []

@@ -105,7 +105,7 @@ def work(jobs: int, step_s: float, spool: Path, monkeypatch: pytest.MonkeyPatch)
         loop.close()
 
 
-@pytest.mark.timeout(1800 if LONG else 120)
+@pytest.mark.timeout(1800 if LONG else 900)
 def test_no_request_of_many_jobs_is_refused_for_coming_too_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs that come and end together keep to the limits among themselves; while they run, one listing does for all of them."""
     count, step_s = (100, 3600.0) if LONG else (6, 600.0)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WITHIN_S = 60
+from tests.support.patience import PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Home:
             env=self._environment(more),
             stdin=subprocess.DEVNULL,  # no command may ever ask
             capture_output=True,
-            timeout=WITHIN_S,
+            timeout=PATIENCE_S,
             check=False,
         )
 
@@ -107,11 +107,11 @@ def read_until(process: subprocess.Popen[bytes], text: bytes) -> bytes:
     """What a program prints until some text has come."""
     assert process.stdout is not None
     seen = b""
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + PATIENCE_S
     while text not in seen:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-            raise AssertionError(f"{text!r} did not come within {WITHIN_S} s: {seen!r}")
+            raise AssertionError(f"{text!r} did not come within {PATIENCE_S:g} s: {seen!r}")
         data = os.read(process.stdout.fileno(), 65536)
         assert data, (seen, process.stderr and process.stderr.read())
         seen += data

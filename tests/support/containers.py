@@ -19,9 +19,9 @@ from pathlib import Path
 from tests.support import engine as engines
 from tests.support import image, network
 from tests.support.engine import Engine
+from tests.support.patience import PATIENCE_S
 from tests.support.sshtarget import SshTarget, make_keys
 
-READY_WITHIN_S = 30
 _TAG = f"remote-trainer-test-host:{image.KEY}"
 
 # Runs at each start of a container, hence idempotent. BARE is a host on which nobody has installed anything.
@@ -85,7 +85,7 @@ class ContainerHost(SshTarget):
 
     def wait_until_ready(self) -> None:
         """Until its SSH server greets."""
-        deadline = time.monotonic() + READY_WITHIN_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self.answers():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"container {self.name} was not ready:\n{self.docker('logs', self.name, check=False)}")
@@ -95,7 +95,7 @@ class ContainerHost(SshTarget):
         pid = self.docker("inspect", "--format", "{{.State.Pid}}", self.name)
         iptables = shutil.which("iptables", path="/usr/sbin:/sbin:/usr/bin") or "iptables"
         subprocess.run(
-            ["nsenter", "--target", pid, "--net", iptables, "-w", *arguments], check=True, capture_output=True, timeout=30
+            ["nsenter", "--target", pid, "--net", iptables, "-w", *arguments], check=True, capture_output=True, timeout=PATIENCE_S
         )
 
 

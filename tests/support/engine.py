@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from tests.support.environment import CACHE, ORIGINAL
+from tests.support.patience import PATIENCE_S
 
-READY_WITHIN_S = 30
 _RUN = Path("/run/remote-trainer-tests")  # short: the engine's sockets below it may have 108 bytes at most
 _OWN = f"unix://{_RUN}/docker.sock"
 _SYSTEM = "unix:///var/run/docker.sock"
@@ -47,7 +47,7 @@ class Engine:
         """Run a docker command and return what it printed; a failure says what docker said."""
         command = ["docker", "-H", self.address, *arguments]
         done = subprocess.run(
-            command, stdin=stdin or subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
+            command, stdin=stdin or subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         if check and done.returncode:
             raise RuntimeError(f"docker {arguments[0]} failed: {done.stderr.strip()}")
@@ -99,8 +99,8 @@ def _start() -> None:
     with (_RUN / "dockerd.log").open("wb") as log:
         # Forked away: it serves other runs after this one has ended.
         command = ["setsid", "--fork", program, *places, "--bridge", "none"]
-        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, timeout=10)
-    deadline = time.monotonic() + READY_WITHIN_S
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
     while not _answers(_OWN):
         if time.monotonic() > deadline:
             raise RuntimeError(f"the Docker engine did not start:\n{(_RUN / 'dockerd.log').read_text()[-4000:]}")
@@ -115,7 +115,7 @@ def _stop() -> None:
     pid_file = _RUN / "dockerd.pid"
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         os.kill(int(pid_file.read_text()), 15)
-        deadline = time.monotonic() + READY_WITHIN_S
+        deadline = time.monotonic() + PATIENCE_S
         while pid_file.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
 
@@ -124,7 +124,7 @@ def _answers(address: str) -> bool:
     if not Path(address.removeprefix("unix://")).exists():
         return False
     command = ["docker", "-H", address, "version", "--format", "{{.Server.Version}}"]
-    return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False).returncode == 0
 
 
 def _program(name: str) -> str | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.patience import PATIENCE_S
+
 #: From a request's method, path and body, what the server is given in its place.
 UpLie = Callable[[str, str, bytes], bytes]
 #: From a request's method, path and the true answer, what the client is given in its place: shorter than announced, it breaks off.
@@ -49,7 +51,7 @@ def lying(target: int) -> Iterator[Liar]:
             if given != body:  # a server that checks would notice
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-md5"}
                 headers["Content-Length"] = str(len(given))
-            connection = http.client.HTTPConnection("127.0.0.1", target, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", target, timeout=PATIENCE_S)
             connection.request(self.command, self.path, given, headers)
             reply = connection.getresponse()
             true = reply.read()

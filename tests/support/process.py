@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-READY_WITHIN_S = 60
+from tests.support.patience import PATIENCE_S
+
 _PORTS = range(10_000, 32_768)
 """Below those the kernel gives to outgoing connections: none of them takes a server's port while it is down."""
 
@@ -72,7 +73,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + READY_WITHIN_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self.ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 state = "is not ready" if self.running else f"ended with {self._process.returncode}"
@@ -94,7 +95,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
         try:
-            process.wait(10)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(PATIENCE_S)

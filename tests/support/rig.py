@@ -31,10 +31,8 @@ from remote_trainer.model import Event, Job, JobId, Phase, log_stream
 from remote_trainer.service import jobs
 from remote_trainer.service.app import App
 from remote_trainer.service.submit import Order, submit
+from tests.support.patience import PATIENCE_S
 from tests.support.sshtarget import SshTarget
-
-#: Nothing here takes that long; a test that waits longer hangs.
-PATIENCE_S = 60.0
 
 #: The heavy rounds that are too long for every run.
 LONG = bool(os.environ.get("REMOTE_TRAINER_TEST_LONG"))
@@ -124,7 +122,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """`kill -9`."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
 
     def freeze(self) -> None:
         """Stop it in mid-air, as a machine that pauses would; but not while it keeps all others from the embedded store."""
@@ -143,7 +141,7 @@ class WorkerProcess:
     def drain(self) -> None:
         """Ask it to end, as a service manager does, and wait until it has."""
         self.process.terminate()
-        assert self.process.wait(20) == 0, self.log
+        assert self.process.wait(PATIENCE_S) == 0, self.log
 
 
 @dataclass
@@ -345,7 +343,7 @@ def _end(workers: Sequence[WorkerProcess]) -> None:
     for worker in workers:
         worker.process.kill()
     for worker in workers:
-        worker.process.wait(10)
+        worker.process.wait(PATIENCE_S)
 
 
 def wait_for(happened: Callable[[], Any], what: str, *, patience_s: float = PATIENCE_S) -> None:

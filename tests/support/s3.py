@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.support import venvs
+from tests.support.patience import PATIENCE_S
 from tests.support.process import Server, accepts, free_port
 from tests.support.tls import TlsProxy, make_certificates
 
@@ -169,7 +170,7 @@ def _juicefs(folder: Path, port: int) -> Server:
     database, cache = f"sqlite3://{folder}/meta.db", str(folder / "cache")
     storage = ["--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
     done = subprocess.run(
-        [juicefs, "format", "--no-update", *storage, database, "store"], capture_output=True, text=True, timeout=60
+        [juicefs, "format", "--no-update", *storage, database, "store"], capture_output=True, text=True, timeout=PATIENCE_S
     )
     if done.returncode:
         raise RuntimeError(f"juicefs format failed:\n{done.stderr}")

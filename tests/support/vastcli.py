@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_WITHIN_S = 100
+from tests.support.patience import PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def client(url: str, key: str, folder: Path) -> Iterator[Client]:
             yield Client(process)
         finally:
             process.stdin.close()  # type: ignore[union-attr]
-            process.wait(_WITHIN_S)
+            process.wait(PATIENCE_S)
 
 
 def _serve() -> None:

@@ -20,6 +20,7 @@ from remote_trainer.ports import Abilities, Change, Charge
 from remote_trainer.store.sqlite import SqliteStore
 from remote_trainer.worker.audit import Audit
 from remote_trainer.worker.shop import Shop
+from tests.support.patience import PATIENCE_S
 from tests.unit.life import a_job
 from tests.unit.test_listing import START, Ticking
 
@@ -181,7 +182,7 @@ async def test_a_store_that_is_down_costs_one_look(office: Office, monkeypatch: 
 
     monkeypatch.setattr(audit, "look", look)
     running = asyncio.create_task(audit.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await enough.wait()
     running.cancel()
     assert [later - earlier for earlier, later in itertools.pairwise(looks)] == [HOUR, HOUR]

@@ -9,6 +9,7 @@ import pytest
 
 from remote_trainer.dataset.threads import Gone, in_thread
 from remote_trainer.errors import DatasetError
+from tests.support.patience import PATIENCE_S
 
 
 async def test_work_returns_its_result() -> None:
@@ -29,8 +30,8 @@ async def test_cancelled_work_is_told() -> None:
             ended.set()
 
     waiting = asyncio.create_task(in_thread(work))
-    await asyncio.to_thread(started.wait, 30)
+    await asyncio.to_thread(started.wait, PATIENCE_S)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await asyncio.to_thread(ended.wait, 30)
+    assert await asyncio.to_thread(ended.wait, PATIENCE_S)

@@ -11,6 +11,7 @@ import pytest
 from remote_trainer.effects import Effect
 from remote_trainer.lifecycle.rules import TRANSITIONS
 from remote_trainer.testing import failpoints
+from tests.support.patience import PATIENCE_S
 
 _ASK = """\
 import sys
@@ -33,7 +34,7 @@ print(found, mortal)
 
 def test_the_product_has_none() -> None:
     """With everything of the program loaded, no failpoint is there: no module of theirs, no function of ours that was wrapped."""
-    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert done.stdout == "[] []\n"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from remote_trainer.ports import Heartbeat
 from remote_trainer.worker.news import News
+from tests.support.patience import PATIENCE_S
 
 
 def beat(metrics: int, outputs: str) -> Heartbeat:
@@ -68,5 +69,5 @@ async def test_a_waiting_collector_is_woken() -> None:
     waiting = asyncio.create_task(news.wait())
     await asyncio.sleep(0)
     news.hear(beat(0, "a"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await waiting).outputs

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remote_trainer.recipe.render import RenderError, check_template, render_shell, render_text
+from tests.support.patience import PATIENCE_S
 
 ATTACKS = [
     "$(touch {flag})", "`touch {flag}`", "; touch {flag};", "'; touch {flag}; '", '"; touch {flag}; "', "\ntouch {flag}\n",
@@ -25,7 +26,7 @@ SHELLS = [shell for shell in (["dash"], ["bash"], ["busybox", "sh"], ["sh"]) if 
 
 def run(shell: list[str], script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
     env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    return subprocess.run([*shell, "-c", script], cwd=folder, env=env, capture_output=True, timeout=30, check=False)
+    return subprocess.run([*shell, "-c", script], cwd=folder, env=env, capture_output=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])

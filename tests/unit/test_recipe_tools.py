@@ -18,6 +18,7 @@ from remote_trainer.recipe.load import load_recipe
 from remote_trainer.recipe.parameters import parse_settings
 from remote_trainer.recipe.plan import make_plan
 from remote_trainer.recipe.skeleton import write_skeleton
+from tests.support.patience import PATIENCE_S
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -33,7 +34,7 @@ def run_last_step(file: Path, folder: Path, *settings: str, attempt_no: int = 1)
         "RT_ATTEMPT": str(attempt_no), "RT_TRY": "1", **step.env,
     }  # fmt: skip
     done = subprocess.run(
-        ["sh", "-c", "set -eu\n" + step.run], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+        ["sh", "-c", "set -eu\n" + step.run], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -18,6 +18,7 @@ from remote_trainer.model import Attempt, Limits
 from remote_trainer.policy import Policy
 from remote_trainer.ports import Change, StoredObject
 from remote_trainer.worker.watch import Watch
+from tests.support.patience import PATIENCE_S
 from tests.unit.life import NOW, a_job
 
 POLICY = Policy(orphan_after_s=0.6)  # so orders are given each tenth of a second
@@ -85,7 +86,7 @@ async def test_orders_are_given_again_while_something_takes_long() -> None:
     """Also where the machine cannot be reached for a while; two effects at once give them once; then nobody speaks any more."""
     machine = Machine(away=2)
     async with machine.watch.during(FOLLOW), machine.watch.during(fx.CollectOutputs("l", final=False)):
-        await asyncio.wait_for(machine.asked.wait(), 30)
+        await asyncio.wait_for(machine.asked.wait(), PATIENCE_S)
     assert len({orders.text for orders in machine.orders}) == 1
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("watchman")]
 

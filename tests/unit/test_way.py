@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from remote_trainer.errors import HostLacks
 from remote_trainer.model import Attempt
-from remote_trainer.testing.sim.loop import VirtualLoop
 from remote_trainer.worker.way import Traffic, Uplink, Way
+from tests.support.virtual import lived
 from tests.unit.life import NOW, a_job
 
 _MBIT = 125_000  # bytes a second
-
-
-def lived(life: Coroutine[Any, Any, None]) -> None:
-    """Run it in no time."""
-    loop = VirtualLoop()  # type: ignore[abstract]
-    try:
-        loop.run_until_complete(life)
-    finally:
-        loop.close()
 
 
 def a_way(uplink: Uplink, machine: str, min_mbit: float = 4.0) -> Way:

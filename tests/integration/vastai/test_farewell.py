@@ -17,6 +17,7 @@ from remote_trainer.drivers.vastai.driver import VastDriver
 from remote_trainer.ports import DriverSettings
 from remote_trainer.testing.vast.server import SimVast
 from tests.integration.vastai.ground import rent
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -40,7 +41,13 @@ def bid_farewell(
     driver: VastDriver, environment: Mapping[str, str], shell: Sequence[str] = ("/bin/sh",)
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*shell, "-s"], input=driver.farewell, env=dict(environment), capture_output=True, text=True, timeout=60, check=False
+        [*shell, "-s"],
+        input=driver.farewell,
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
