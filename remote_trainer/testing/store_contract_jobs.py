@@ -279,8 +279,9 @@ class JobsAndLeases:
 
     async def test_a_lease_runs_out(self, store: Store, connect: Connect) -> None:
         """A lease that is not renewed in time is somebody else's to take, and its holder's next renewal says so."""
-        lease = await submitted_and_claimed(store, lease_s=0.2)
+        lease = await submitted_and_claimed(store)
         assert not await connect().claim("other", lease_s=60, limit=1)
+        await store.renew("worker", {lease.job.id: lease.token}, lease_s=0.2)
         (taken,) = await claim_when_free(connect(), "other")
         assert (taken.job.id, taken.token) == (lease.job.id, 2)
         renewal = await store.renew("worker", {lease.job.id: lease.token}, lease_s=60)

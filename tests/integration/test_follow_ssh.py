@@ -30,8 +30,8 @@ async def host_behind(tmp_path: Path) -> AsyncIterator[Callable[..., SupervisedH
     """Makes hosts behind a server's port, or a link's in front of it."""
     made: list[SshTransport] = []
 
-    def make(server: SshdServer, port: int = 0) -> SupervisedHost:
-        settings = DriverSettings(state_dir=tmp_path, ssh_key=server.key_path, keepalive_s=0.5)
+    def make(server: SshdServer, port: int = 0, **timing: float) -> SupervisedHost:
+        settings = DriverSettings(state_dir=tmp_path, ssh_key=server.key_path, **timing)  # type: ignore[arg-type]
         target = f"{server.user}@{server.host}:{port or server.port}"
         made.append(SshTransport(target, settings, host_key=server.host_key_public))
         return SupervisedHost(made[-1], f"{server.home}/rt")
@@ -47,9 +47,10 @@ async def test_a_log_survives_broken_links(own_sshd: SshdServer, host_behind: Ca
     """A log followed over a link that breaks again and again is equal to the host's, byte for byte."""
     kept, breaks = b"", 0
     with Link(own_sshd.host, own_sshd.port) as link:
-        host = host_behind(own_sshd, link.port)
-        facts = await host.bootstrap("first")
-        await start(host, facts, "seq.1", "for part in 1 2 3 4 5 6; do seq 1 30000; sleep 0.15; done")
+        patient = host_behind(own_sshd)
+        facts = await patient.bootstrap("first")
+        await start(patient, facts, "seq.1", "for part in 1 2 3 4 5 6; do seq 1 30000; sleep 0.15; done")
+        host = host_behind(own_sshd, link.port, keepalive_s=0.5)  # a silence is noticed soon
         status = None
         async with asyncio.timeout(PATIENCE_S):
             while status is None:
@@ -126,7 +127,7 @@ from remote_trainer.transport.command import CommandTransport
 async def main():
     host = SupervisedHost(CommandTransport(), sys.argv[1])
     facts = await host.bootstrap("first")
-    spec = StepSpec(key="train.1", script="echo up; sleep 2; echo survived")
+    spec = StepSpec(key="train.1", script='echo up; until [ -e "$RT_WORK/go" ]; do sleep 0.02; done; echo survived')
     await host.start("rt-contract-job-a1", Token(1), spec, incarnation=facts.incarnation, deadman_s=600)
     async with host.follow("rt-contract-job-a1", "train.1", 0) as follow:
         async for item in follow:
@@ -153,5 +154,6 @@ async def test_ctrl_c_reaches_no_step(tmp_path: Path) -> None:
             pass
         os.killpg(worker.pid, signal.SIGINT)
         await worker.wait()
+    (tmp_path / "rt/j" / KEY / "w/go").touch()
     log, status = await read_to_end(SupervisedHost(CommandTransport(), str(tmp_path / "rt")), "train.1")
     assert (log, status.exit_code) == (b"up\nsurvived\n", 0)

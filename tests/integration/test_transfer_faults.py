@@ -184,7 +184,7 @@ def ssh_link(own_sshd: SshdServer) -> Iterator[Link]:
 
 @pytest.fixture
 async def ssh_host(own_sshd: SshdServer, ssh_link: Link, tmp_path: Path) -> AsyncIterator[DepotHost]:
-    async with far_host(own_sshd, ssh_link, tmp_path, keepalive_s=1) as host:
+    async with far_host(own_sshd, ssh_link, tmp_path, keepalive_s=10) as host:
         yield host
 
 

@@ -39,9 +39,9 @@ def link(own_sshd: SshdServer) -> Iterator[Link]:
         yield link
 
 
-@pytest.fixture(params=[2])
-async def far(request: pytest.FixtureRequest, own_sshd: SshdServer, link: Link, tmp_path: Path) -> AsyncIterator[DepotHost]:
-    async with far_host(own_sshd, link, tmp_path, stall_s=request.param) as host:
+@pytest.fixture
+async def far(own_sshd: SshdServer, link: Link, tmp_path: Path) -> AsyncIterator[DepotHost]:
+    async with far_host(own_sshd, link, tmp_path) as host:
         yield host
 
 
@@ -49,7 +49,6 @@ async def far(request: pytest.FixtureRequest, own_sshd: SshdServer, link: Link, 
 
 
 @pytest.mark.fault("transfer-slow")
-@pytest.mark.parametrize("far", [240], indirect=True)
 async def test_what_moves_is_let_move(far: DepotHost, link: Link, tmp_path: Path) -> None:
     """At 10 kB/s nothing breaks a transfer off, either way; in the heavy round for longer than a silence that is borne."""
     size = 700_000 if LONG else 40_000
@@ -65,25 +64,27 @@ async def test_what_moves_is_let_move(far: DepotHost, link: Link, tmp_path: Path
 
 
 @pytest.mark.fault("transfer-slow")
-async def test_what_does_not_move_goes_on_over_a_new_connection(far: DepotHost, link: Link, tmp_path: Path) -> None:
+async def test_what_does_not_move_goes_on_over_a_new_connection(
+    far: DepotHost, own_sshd: SshdServer, link: Link, tmp_path: Path
+) -> None:
     """The host stops taking bytes while its connection lives: that is noticed, and what has arrived is not sent again."""
     data = make(tmp_path / "data", big=BIG)
     given = await far.packed(data)
     before = link.bytes_up
     link.set(bytes_per_s=20e6)
-    first = asyncio.create_task(ship(far.depot, KEY, [given], far.cache))
-    await until(lambda: link.bytes_up - before > BIG // 2)
-    for mark in far.draft(given).glob("w/*"):
-        for child in _children(int(mark.name)):
-            os.kill(child, signal.SIGSTOP)
-    with pytest.raises(HostUnreachable, match="did not move for 2 s"):
-        await first
+    async with far_host(own_sshd, link, tmp_path, stall_s=2) as impatient:
+        first = asyncio.create_task(ship(impatient.depot, KEY, [given], far.cache))
+        await until(lambda: link.bytes_up - before > BIG // 2 or first.done())
+        for mark in far.draft(given).glob("w/*"):
+            for child in _children(int(mark.name)):
+                os.kill(child, signal.SIGSTOP)
+        with pytest.raises(HostUnreachable, match="did not move for 2 s"):
+            await first
     await ship(far.depot, KEY, [given], far.cache)
     assert content(far.tree(given)) == content(data)
     assert link.bytes_up - before < given.size + 2 * (2 << 20) + 500_000
 
 
-@pytest.mark.parametrize("far", [240], indirect=True)
 async def test_a_line_too_slow_for_the_inputs_is_told(
     far: DepotHost, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

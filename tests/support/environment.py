@@ -7,6 +7,7 @@ What prepares real parts (pip, debootstrap) needs `ORIGINAL`; everything a test 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -45,6 +46,7 @@ _KEPT_PREFIXES = ("REMOTE_TRAINER_TEST_", "REMOTE_TRAINER_REQUIRE_", "PYTEST_", 
 def scrub() -> Path:
     """Drop what could make a test depend on who runs it, and give it an empty home; returns that home."""
     home = Path(tempfile.mkdtemp(prefix="rt-home-"))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup leaves it, every program that is started would ignore it
     for name in list(os.environ):
         if name not in _KEPT and not name.startswith(_KEPT_PREFIXES):
             del os.environ[name]
