@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,21 @@ time.sleep(float(sys.argv[2]))
 """
 
 
-async def _written(rig: Rig, job: Job, step: str = "second") -> None:
-    """Wait until the host's own record of a step is there."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not list(rig.record.glob(f"*{job.id}*.{step}.log")):
-            await asyncio.sleep(0.05)
+async def _three(rig: Rig, kb: int) -> list[Job]:
+    """Jobs whose second step runs until it may end."""
+    given = [await rig.submit(gated=True, kb=kb) for _ in range(3)]
+    for job in given:
+        await rig.log_has(job, 1)
+    return [await rig.phase(job, Phase.EXECUTING) for job in given]
+
+
+async def _go_on(rig: Rig, given: Sequence[Job]) -> None:
+    """See by the host's own record that steps go on, and that the first comes to its end."""
+    before = {job.id: len(rig.recorded(job)) for job in given}
+    await rig.let_end(given[0])
+    for job in given:
+        await asyncio.to_thread(wait_for, lambda job=job: len(rig.recorded(job)) > before[job.id], "another line")
+    await asyncio.to_thread(wait_for, lambda: "final/result.bin" in rig.sums(given[0]), "the end of a step")
 
 
 @pytest.mark.fault("store-down")
@@ -39,17 +49,15 @@ async def test_a_locked_sqlite_file(own_sshd: SshdServer, tmp_path: Path) -> Non
     """Another process holds the embedded store for longer than anybody waits: the worker lives on and nothing is lost."""
     async with installation(tmp_path / "rig", own_sshd) as rig:
         worker = rig.worker()
-        given = [await rig.submit(lines=lines, delay_s=0.1, kb=500) for lines in (20, 120, 200)]
-        for job in given:
-            await rig.log_has(job, 1)
+        given = await _three(rig, kb=500)
         path = rig.app.settings.store_url.removeprefix("sqlite:///")
         locker = subprocess.Popen([sys.executable, "-c", _LOCKER, path, "15"], stdout=subprocess.PIPE)
         assert locker.stdout is not None
         assert await asyncio.to_thread(locker.stdout.readline) == b"locked\n"
         locker.stdout.close()
-        before = {job.id: len(rig.recorded(job)) for job in given}
-        await asyncio.to_thread(locker.wait, 30)
-        assert all(len(rig.recorded(job)) > before[job.id] for job in given), "the jobs went on meanwhile"
+        await _go_on(rig, given)
+        await asyncio.to_thread(locker.wait, PATIENCE_S)
+        await rig.let_end(*given)
         for job in given:
             await rig.check(await rig.ended(job))
         assert worker.process.poll() is None
@@ -67,7 +75,7 @@ async def test_a_store_that_is_locked_at_the_start(own_sshd: SshdServer, tmp_pat
         assert await asyncio.to_thread(locker.stdout.readline) == b"locked\n"
         locker.stdout.close()
         rig.worker()
-        await asyncio.to_thread(locker.wait, 30)
+        await asyncio.to_thread(locker.wait, PATIENCE_S)
         await rig.check(await rig.ended(job))
 
 
@@ -77,14 +85,12 @@ async def test_a_mongo_server_that_is_killed(own_sshd: SshdServer, own_mongo: Mo
     url = own_mongo.uri.replace("/?", "/abuse?")
     async with installation(tmp_path / "rig", own_sshd, store=url) as rig:
         worker = rig.worker()
-        given = [await rig.submit(lines=lines, delay_s=0.1, kb=200) for lines in (10, 60, 150)]
-        for job in given:
-            await rig.log_has(job, 1)
+        given = await _three(rig, kb=200)
         own_mongo.kill()
-        before = {job.id: len(rig.recorded(job)) for job in given}
+        await _go_on(rig, given)
         await asyncio.sleep(6)  # longer than the lease of 3 s
-        assert all(len(rig.recorded(job)) > before[job.id] for job in given), "the jobs went on meanwhile"
-        own_mongo.start()
+        await asyncio.to_thread(own_mongo.start)
+        await rig.let_end(*given)
         for job in given:
             await rig.check(await rig.ended(job))
         assert worker.process.poll() is None
@@ -109,9 +115,10 @@ async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Call
     server = start_s3("juicefs")
     async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1, **server.new_bucket().settings) as rig:
         rig.worker()
-        job = await rig.submit(lines=10, delay_s=0.1, kb=3000)
+        job = await rig.submit(gated=True, kb=3000)
         await rig.log_has(job, 1)
         server.stop()
+        await rig.let_end(job)
         waiting = await rig.until(job, lambda seen: seen.phase is Phase.FETCHING and seen.note)
         assert waiting.note
         spool = rig.app.settings.state_dir / "spool"
@@ -128,12 +135,13 @@ async def test_an_object_folder_that_cannot_be_written(own_sshd: SshdServer, tmp
     async with installation(tmp_path / "rig", own_sshd, collect_interval_s=1) as rig:
         rig.worker()
         objects = Path(rig.app.settings.objects_url)
-        job = await rig.submit(lines=10, delay_s=0.1)
+        job = await rig.submit(gated=True)
         await rig.log_has(job, 1)
         aside = objects.with_name("aside")
         if objects.exists():
             objects.rename(aside)
         objects.write_text("in the way")
+        await rig.let_end(job)
         waiting = await rig.until(job, lambda seen: seen.phase is Phase.FETCHING and seen.note)
         assert str(objects) in waiting.note
         objects.unlink()
@@ -163,7 +171,7 @@ async def test_who_gives_up_is_let_go(mongo_uri: str) -> None:
         await asyncio.sleep(number / 10_000)
         for task in tasks:
             task.cancel()
-        _, still = await asyncio.wait(tasks, timeout=20)
+        _, still = await asyncio.wait(tasks, timeout=PATIENCE_S)
         assert not still
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await store.close()

@@ -99,18 +99,35 @@ def test_a_promised_output_that_never_appears_fails_the_job(home: Home) -> None:
 
 def test_ctrl_c_detaches(home: Home) -> None:
     """Ctrl-C leaves with 130 after saying how to come back and how to cancel; the job goes on to its end."""
-    with home.start(RUN, "--tool", "hello@1", "--set", "lines=20") as running:
-        job = _id(read_until(running, b"line 1/20"))
+    with home.start(RUN, "--tool", "hello@1", "--set", "lines=1000") as running:
+        job = _id(read_until(running, b"line 1/1000"))
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=PATIENCE_S)
+        output, errors = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
     for command in ("logs -f", "wait", "cancel"):
         assert f"remote-trainer {command} {job}" in errors.decode()
-    assert home.remote_trainer("wait", job).returncode == 0
+    seen = max([1, *(int(number) for number in re.findall(rb"line (\d+)/1000", output))])
+    with home.start("remote_trainer.cli.main", "logs", "-f", job) as following:
+        read_until(following, b"line %d/1000" % (seen + 3))
+        assert home.remote_trainer("cancel", job).returncode == 0
+        following.communicate(timeout=PATIENCE_S)
 
 
 def test_a_second_ctrl_c_cancels(home: Home) -> None:
     """Two in a row cancel the job, which is said, and the command ends with the job: 11."""
+    while True:
+        job, code, output, errors = _interrupted_twice(home)
+        if code != 130:
+            break
+        home.remote_trainer("cancel", job)  # on a busy machine the second one came after its time
+    assert code == 11
+    assert f"cancelling job {job}" in errors.decode()
+    assert b"-- cancelled" in output
+    assert home.document("show", job)["phase"] == "cancelled"
+
+
+def _interrupted_twice(home: Home) -> tuple[str, int, bytes, bytes]:
+    """The id of a job whose command got two Ctrl-C, and the command's end."""
     with home.start(RUN, "--tool", "hello@1", "--set", "lines=1000") as running:
         job = _id(read_until(running, b"line 1/1000"))
         assert running.stderr is not None
@@ -118,10 +135,7 @@ def test_a_second_ctrl_c_cancels(home: Home) -> None:
         assert running.stderr.readline() == b"\n" and b"detached" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
         output, errors = running.communicate(timeout=PATIENCE_S)
-    assert running.returncode == 11
-    assert f"cancelling job {job}" in errors.decode()
-    assert b"-- cancelled" in output
-    assert home.document("show", job)["phase"] == "cancelled"
+    return job, running.returncode, output, errors
 
 
 def test_two_jobs_may_not_share_a_name_while_one_runs(home: Home) -> None:

@@ -57,6 +57,7 @@ parameters:
   delay_s: {type: number, default: 0.1, description: Pause after each line}
   kb: {type: integer, default: 64, description: Size of the artifact}
   flood_kb: {type: integer, default: 0, description: Bytes poured into the log first}
+  gated: {type: boolean, default: false, description: 'Go on behind the last line until it may end'}
   stubborn: {type: boolean, default: false, description: 'Ignore TERM, and leave a child and a daemon behind'}
   exit_code: {type: integer, default: 0, description: How it ends}
   silent: {type: boolean, default: false, description: Leave no artifact}
@@ -87,7 +88,7 @@ steps:
       cat "$RT_WORK/flood"
       {% endif %}
       line=1
-      while [ "$line" -le {{ lines }} ]; do
+      while [ "$line" -le {{ lines }} ]{% if gated %} || [ ! -e {{ record }}/"$RT_JOB.end" ]{% endif %}; do
         text="line $line of $RT_JOB $(date +%s.%N)"
         printf '%s\\n' "$text" >>"$copy"
         printf '%s\\n' "$text"
@@ -230,6 +231,17 @@ class Rig:
         seen = await self.until(job, lambda seen: seen.phase.terminal, patience_s=patience_s)
         assert seen.phase is phase, f"{seen.phase}: {seen.message}{self.story()}"
         return seen
+
+    async def reached(self, job: Job, phase: Phase) -> Job:
+        """Wait until a job has reached a phase, or is past it already: whoever looks may be too slow to see it."""
+        order = list(Phase)
+        return await self.until(job, lambda seen: order.index(seen.phase) >= order.index(phase))
+
+    async def let_end(self, *given: Job) -> None:
+        """Let gated jobs come to their end."""
+        for job in given:
+            known = job if job.attempt else await self.app.store.get(job.id)
+            (self.record / f"{_attempt(known).label}.end").touch()
 
     async def log_has(
         self, job: Job, size: int, step: str = "second.1", attempt: int = 1, *, patience_s: float = PATIENCE_S
