@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -50,21 +49,23 @@ async def test_a_banner_that_is_late_is_no_silence(tmp_path: Path) -> None:
     assert not isinstance(caught.value, HostSilent)
 
 
-async def test_a_host_that_stays_away_is_asked_now_and_then() -> None:
+async def test_a_host_that_stays_away_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """After thousands of logins that failed the next one waits as long as ever; one that has never let us in is not let wait long."""
 
     async def nobody() -> Any:
         raise HostUnreachable("gone")
 
+    now = 1000.0
+    monkeypatch.setattr("remote_trainer.transport.pool.time", SimpleNamespace(monotonic=lambda: now))
     pool = Pool(nobody, "box")
     pool._failures = 5000
     with pytest.raises(HostUnreachable):
         await pool.channel(cast(Any, None))
-    assert 0 < pool._not_before - time.monotonic() <= 2
+    assert 0 < pool._not_before - now <= 2
     pool._met, pool._not_before = True, 0.0
     with pytest.raises(HostUnreachable):
         await pool.channel(cast(Any, None))
-    assert 2 < pool._not_before - time.monotonic() <= 10
+    assert 2 < pool._not_before - now <= 10
 
 
 def machine(listed: Instance) -> Machine:
