@@ -82,10 +82,12 @@ async def test_a_request_to_rent_is_not_sent_too_late(service: tuple[SimVast, Va
     sim, _ = service
     api = VastApi(sim.url, sim.key, pace=(pace := Pace({**INTERVALS_S, "create": 0.0})))
     try:
-        pace.hold("create", 1.0)
+        pace.hold("create", 20.0)
         with pytest.raises(Transient, match="not sent"):
             await api.create("100", _BODY, left_s=lambda: 0.05)
         assert sim.live == {}
+        pace._held.clear()
+        pace._next.clear()
         assert await api.create("100", _BODY, left_s=lambda: 60.0) in sim.live
         with pytest.raises(Transient, match="not sent"):
             await api.create("101", _BODY, left_s=lambda: -1.0)

@@ -9,6 +9,7 @@ import pytest
 from remote_trainer.errors import HostUnreachable
 from remote_trainer.host import follow
 from remote_trainer.host.follow import LogFollow
+from tests.support.virtual import lived
 
 
 class SilentChannel:
@@ -28,16 +29,19 @@ class SilentChannel:
         self.pings += 1
 
 
-async def test_silence_ends_a_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_ends_a_follow() -> None:
     """Without a byte for too long the host counts as unreachable, whatever TCP believes; pings were sent meanwhile."""
-    monkeypatch.setattr(follow, "SILENCE_S", 0.05)
-    channel = SilentChannel()
-    with pytest.raises(HostUnreachable, match="said nothing for"):
-        async with LogFollow(channel, "box", "train.1", 0).running(b"P\n", 0.02) as following:  # type: ignore[arg-type]
-            async for _ in following:
-                pass
-    assert channel.pings > 0
-    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+    channel, every_s = SilentChannel(), 15.0
+
+    async def life() -> None:
+        with pytest.raises(HostUnreachable, match="said nothing for"):
+            async with LogFollow(channel, "box", "train.1", 0).running(b"P\n", every_s) as following:  # type: ignore[arg-type]
+                async for _ in following:
+                    pass
+        assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+    lived(life())
+    assert channel.pings > follow.SILENCE_S / every_s  # the silence is noticed in time for one more
 
 
 async def test_a_cancel_of_the_reader_is_not_taken_for_silence() -> None:
