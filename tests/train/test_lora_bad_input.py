@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.patience import PATIENCE_S
 from tests.support.smalldisk import fill, small_disk
 from tests.train.conftest import PHOTOGRAPHS, SCRIPTS, TINY, Train, arguments, chosen_options, tool
 
@@ -270,7 +271,7 @@ def test_a_full_disk_ends_with_code_74(base: Path, photographs: Path, tmp_path: 
     with small_disk(tmp_path / "disk", "64k") as disk:
         places = {"base": base, "dataset": photographs, "cache": disk, "output": tmp_path / "output"}
         command = [sys.executable, str(TRAIN), *arguments(**{**TINY, **places, "steps": 1, "targets": "attention"})]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert process.returncode == 74 and "No space left on device" in process.stderr and "run again" in process.stderr
         kept = sorted(disk.rglob("*.safetensors"))
         assert kept and not list(disk.rglob("*.part")) and "Traceback" not in process.stderr

@@ -19,6 +19,7 @@ from remote_trainer.recipe.load import load_recipe
 from tests.support import hub as hubs
 from tests.support.commandline import Home, installed
 from tests.support.hub import FakeHub
+from tests.support.patience import PATIENCE_S
 from tests.train.conftest import SCRIPTS, tool
 
 TOKEN = "hf_grete_0123456789"
@@ -101,7 +102,7 @@ def finding(hub: FakeHub, folder: Path, base: str, **environment: str) -> subpro
 
 def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
     """How it ended, and what it said last."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, (err or out).strip()
 
 
