@@ -205,7 +205,7 @@ def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServ
 @pytest.fixture(scope="session")
 def mongo_uri(request: pytest.FixtureRequest) -> str:
     """Where to connect: the shared server, or the real one of REMOTE_TRAINER_TEST_MONGODB."""
-    return mongo.REAL_URI or request.getfixturevalue("mongo_server").uri
+    return mongo.REAL_URI or request.getfixturevalue("mongo_server").shared_uri
 
 
 @pytest.fixture

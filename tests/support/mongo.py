@@ -29,7 +29,15 @@ class MongoServer:
     @property
     def uri(self) -> str:
         """For a client; a short selection timeout lets a test see quickly that the server is down."""
-        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true&serverSelectionTimeoutMS=2000"
+        return self._uri(within_s=2)
+
+    @property
+    def shared_uri(self) -> str:
+        """For a client of a server that nobody stops: it may be busy for a while."""
+        return self._uri(within_s=60)
+
+    def _uri(self, within_s: int) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true&serverSelectionTimeoutMS={within_s * 1000}"
 
     @property
     def log(self) -> str:
