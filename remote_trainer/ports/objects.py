@@ -20,7 +20,10 @@ class StoredObject:
 
 
 class Objects(Protocol):
-    """A bucket (or folder) of immutable objects. All verbs raise ObjectsUnavailable when it cannot be reached or refuses us."""
+    """A bucket (or folder) of immutable objects. All verbs raise ObjectsUnavailable when it cannot be reached or refuses us.
+
+    One that is cancelled is over when it returns, but for a request that hangs: what it was writing does not appear later.
+    """
 
     async def put(self, key: str, path: Path, *, sha256: str, progress: Progress | None = None) -> StoredObject:
         """Store a file under a key.

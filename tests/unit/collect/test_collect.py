@@ -128,7 +128,7 @@ async def test_a_round_that_is_cancelled(make: Callable[..., Collector], host: F
     objects.goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await collecting
-    assert await stored(objects) in ([], ["samples/1.png"])
+    assert await stored(objects) == []
 
 
 @pytest.mark.fault("data-damaged")
