@@ -84,8 +84,9 @@ async def test_a_wish_waits_for_the_end_of_its_like() -> None:
     provider.leaves.clear()
     runner = a_runner(provider)
     await ask(runner, [0, 20, 20])
-    assert (provider.asked, provider.given_up) == (1, 1)
+    found = provider.asked, provider.given_up
     provider.leaves.set()
+    assert found == (1, 1)
     await ask(runner, [20, 20])
     assert (provider.asked, provider.given_up) == (2, 1)
 
