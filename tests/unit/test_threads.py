@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from remote_trainer.threads import GivenUp, Threads, Watch, to_end
+from tests.support.patience import PATIENCE_S
 
 
 class Work:
@@ -27,7 +28,7 @@ class Work:
 
     def __call__(self) -> str:
         self.begun.set()
-        self.let_go.wait()
+        self.let_go.wait(PATIENCE_S)
         try:
             self._watch(1, 1)
             self.over = "done"
@@ -64,7 +65,7 @@ async def test_cancelled_work_is_told_and_waited_for() -> None:
     watch = Watch()
     with Work(watch) as work:
         task = asyncio.create_task(Threads("test").run(watch, work))
-        await asyncio.to_thread(work.begun.wait)
+        await asyncio.to_thread(work.begun.wait, PATIENCE_S)
         for _ in range(3):
             task.cancel()
             await turns()
@@ -79,7 +80,7 @@ async def test_work_that_has_not_begun() -> None:
     threads = Threads("test", most=1)
     with Work() as first, Work() as second:
         running = asyncio.create_task(threads.run(Watch(), first))
-        await asyncio.to_thread(first.begun.wait)
+        await asyncio.to_thread(first.begun.wait, PATIENCE_S)
         waiting = asyncio.create_task(threads.run(Watch(), second))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -93,7 +94,7 @@ async def test_work_that_hangs() -> None:
     """Work that can hang where nothing watches is left when it was waited for as long as was said."""
     with Work() as work:
         task = asyncio.create_task(Threads("test", leave_s=0.0).run(Watch(), work))
-        await asyncio.to_thread(work.begun.wait)
+        await asyncio.to_thread(work.begun.wait, PATIENCE_S)
         task.cancel()
         await cancelled(task)
         assert not work.over
@@ -103,7 +104,7 @@ async def test_short_work_is_done_to_its_end() -> None:
     """Short work is done although its caller was cancelled, and over when he goes on."""
     with Work() as work:
         task = asyncio.create_task(to_end(work))
-        await asyncio.to_thread(work.begun.wait)
+        await asyncio.to_thread(work.begun.wait, PATIENCE_S)
         task.cancel()
         await turns()
         assert not task.done()

@@ -16,6 +16,7 @@ from remote_trainer.ports import Progress, RemoteFile, StoredObject
 from remote_trainer.threads import Watch
 from remote_trainer.worker.collect import CollectResult
 from remote_trainer.worker.records import path_of
+from tests.support.patience import PATIENCE_S
 
 CHECKPOINTS = Output(name="checkpoints", kind=OutputKind.CHECKPOINT, glob="checkpoints/*", marker="done.json", keep=2)
 LORA = Output(name="lora", kind=OutputKind.FINAL, glob="lora.bin")
@@ -85,7 +86,7 @@ class FlakyObjects(LocalObjects):
 
     def _put(self, key: str, source: Path, sha256: str, watch: Watch) -> StoredObject:
         self.writing.set()
-        self.goes_on.wait()
+        self.goes_on.wait(PATIENCE_S)
         return super()._put(key, source, sha256, watch)
 
 

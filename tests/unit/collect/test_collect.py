@@ -15,6 +15,7 @@ from remote_trainer.errors import DigestMismatch, HostUnreachable, Incomplete, O
 from remote_trainer.model import Artifact, Output, OutputKind
 from remote_trainer.ports import Progress, RemoteFile, StoredObject
 from remote_trainer.worker.collect import Collector, newest_checkpoint, read_manifest, verify_manifest
+from tests.support.patience import PATIENCE_S
 from tests.unit.collect.ground import JOB, FlakyObjects, FolderHost, paths, stored
 
 
@@ -120,7 +121,7 @@ async def test_a_round_that_is_cancelled(make: Callable[..., Collector], host: F
     host.write("samples/1.png")
     objects.goes_on.clear()
     collecting = asyncio.create_task(make().collect())
-    await asyncio.to_thread(objects.writing.wait)
+    await asyncio.to_thread(objects.writing.wait, PATIENCE_S)
     collecting.cancel()
     for _ in range(100):
         await asyncio.sleep(0)
