@@ -18,14 +18,19 @@ from lora.files import below, shown
 from lora.options import Options
 
 METADATA = "metadata.jsonl"
+# How a caption's file beside its image may end.
+TEXTS = (".txt", ".TXT", ".caption")
 COLUMNS = ("text", "caption", "prompt")
 # Each image is seen with this many orders of its tags, or its embeddings could not be kept.
 ORDERS = 8
 
 
 def repeats(path: Path) -> tuple[int, str]:
-    """(how often an image counts, what its folder calls it) from a folder named 10_name; (1, "") elsewhere."""
-    match = re.fullmatch(r"(\d{1,4})_(.+)", path.parent.name)
+    """(how often an image counts, what its folder calls it) from a folder named 10_name; (1, "") elsewhere.
+
+    The path is that within the dataset, whose own name does not travel with it. Four digits are a year.
+    """
+    match = re.fullmatch(r"(\d{1,3})_(.+)", path.parent.name)
     return (int(match[1]), match[2].replace("_", " ")) if match else (1, "")
 
 
@@ -85,25 +90,31 @@ def read_line(line: str, folder: Path) -> tuple[Path, str]:
     return image, plain(text)
 
 
-def read_caption(path: Path, metadata: Mapping[Path, str]) -> str:
-    """The caption of an image: the text beside it, else that of metadata.jsonl, else its repeat folder's name, else nothing.
+def text_file(path: Path) -> Path | None:
+    """The caption's file beside an image."""
+    return next((file for suffix in TEXTS if (file := path.with_suffix(suffix)).is_file()), None)
+
+
+def read_caption(path: Path, metadata: Mapping[Path, str], name: str) -> str:
+    """The caption of an image: the text beside it, else that of metadata.jsonl, else the name that its folder gives it.
 
     What cannot be read is a ValueError or an OSError that names the file.
     """
-    beside = path.with_suffix(".txt")
+    text = metadata.get(path, "")
+    if beside := text_file(path):
+        try:
+            text = plain(decoded(beside))
+        except ValueError as error:
+            raise ValueError(f"{shown(beside.name)}: {error}") from error
     try:
-        text = plain(decoded(beside)) if beside.is_file() else metadata.get(path, "")
-    except ValueError as error:
-        raise ValueError(f"{shown(beside.name)}: {error}") from error
-    try:
-        return text or plain(repeats(path)[1])
+        return text or plain(name)
     except ValueError as error:
         raise ValueError(f"the folder's name: {error}") from error
 
 
 def with_trigger(text: str, trigger: str) -> str:
-    """The caption with the trigger word in it."""
-    if not trigger or trigger in text:
+    """The caption with the trigger word in it, as a word of its own: a category holds no cat."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text):
         return text
     return f"{trigger}, {text}" if text else trigger
 

@@ -150,6 +150,7 @@ def survey_paths(options: Options, folder: Path, paths: Sequence[Path], prior: b
     """These images of a folder; all faults of a kind are collected before one error is raised."""
     captions: dict[Path, str] = {}
     unreadable = []
+    folders = {path: repeats(path.relative_to(folder)) for path in paths}
     metadata, broken = read_metadata(folder)
     # Decoding leaves the interpreter free, so threads share the cores.
     with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -157,17 +158,21 @@ def survey_paths(options: Options, folder: Path, paths: Sequence[Path], prior: b
     names = {path: shown(path.relative_to(folder)) for path in paths}
     for path in paths:
         try:
-            captions[path] = with_trigger(read_caption(path, metadata), "" if prior else options.trigger)
+            text = read_caption(path, metadata, folders[path][1])
+            captions[path] = with_trigger(text, "" if prior else options.trigger)
         except (OSError, ValueError) as error:
             unreadable.append(f"{names[path]}: {error}")
     refuse(folder, [f"{names[path]}: {looks[path].fault}" for path in paths if looks[path].fault], "images cannot be used")
+    never = [names[path] for path in paths if not folders[path][0]]
+    refuse(folder, never, "images would never be shown, for their folder's name begins with 0_ (rename it, or take it out)")
     refuse(folder, broken, "captions are wrong")
     refuse(folder, unreadable, "captions cannot be read")
     if not options.allow_missing_captions:
         missing = [names[path] for path in paths if not captions[path]]
         advice = "a .txt file beside the image or a line in metadata.jsonl; or pass --trigger or --allow-missing-captions"
         refuse(folder, missing, f"images have no caption ({advice})")
-    return [photo for path in paths for photo in photos_of(path, looks[path], captions[path], options, prior)]
+    seen = [photo for path in paths for photo in photos_of(path, looks[path], captions[path], options)]
+    return [dataclasses.replace(photo, repeats=folders[photo.path][0], prior=prior) for photo in seen]
 
 
 def bucket_of(size: tuple[int, int], resolution: int, options: Options) -> tuple[int, int]:
@@ -181,7 +186,7 @@ def shown_share(size: tuple[int, int], bucket: tuple[int, int]) -> float:
     return low / high
 
 
-def photos_of(path: Path, seen: Look, caption: str, options: Options, prior: bool) -> list[Photo]:
+def photos_of(path: Path, seen: Look, caption: str, options: Options) -> list[Photo]:
     """An image in the bucket of each resolution that it is large enough for."""
     found: list[Photo] = []
     for number, resolution in enumerate(options.resolutions):
@@ -189,7 +194,7 @@ def photos_of(path: Path, seen: Look, caption: str, options: Options, prior: boo
             continue
         bucket = bucket_of(seen.size, resolution, options)
         if all(photo.bucket != bucket for photo in found):
-            found.append(Photo(path, seen.sha256, *seen.size, caption, bucket, repeats(path)[0], seen.mask, prior))
+            found.append(Photo(path, seen.sha256, *seen.size, caption, bucket, mask=seen.mask))
     return found
 
 

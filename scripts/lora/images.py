@@ -22,7 +22,11 @@ from lora.options import Options
 if TYPE_CHECKING:
     from lora.data import Photo
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+# Pictures that cameras and editors make and Pillow alone does not read.
+FOREIGN = frozenset(
+    (".heic", ".heif", ".jxl", ".psd", ".xcf", ".kra", ".svg", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2")
+)
 MASK = ".mask.png"
 
 

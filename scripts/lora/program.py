@@ -105,7 +105,8 @@ def main(tool: Tool) -> int:
         if (count := wanted(options.ranks)) > 1:
             return launch(sys.argv, count, stop)
         if os.environ.get("RANK", "0") == "0":
-            print("\n".join([*report(options, photos), f"base: {base.name}"]), flush=True)
+            ranks = int(os.environ.get("WORLD_SIZE", "1"))
+            print("\n".join([*report(options, photos, ranks), f"base: {base.name}"]), flush=True)
         stop()
         from lora.loop import Task, train
 

@@ -10,14 +10,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lora.captions import text_file
 from lora.data import Photo, shown_share
-from lora.files import shown
+from lora.files import below, shown
+from lora.images import FOREIGN
 from lora.options import Options
 
 SHOWN_TAGS, SHOWN_BUCKETS, SHOWN_DOUBTS, SHOWN_NAMES = 12, 12, 5, 3
 
 
-def report(options: Options, photos: Sequence[Photo]) -> list[str]:
+def report(options: Options, photos: Sequence[Photo], ranks: int = 1) -> list[str]:
     """The lines; what validation holds out is not taken off."""
     own, prior = [p for p in photos if not p.prior], [p for p in photos if p.prior]
     views = sum(photo.repeats for photo in own)
@@ -27,7 +29,7 @@ def report(options: Options, photos: Sequence[Photo]) -> list[str]:
     per_epoch = sum(math.ceil(count / options.batch_size) for count in sizes.values()) * (
         2 if prior or options.prior_prompt else 1
     )
-    steps = per_epoch / options.grad_accumulation
+    steps = per_epoch / (options.grad_accumulation * ranks)
     listed = ", ".join(f"{width}×{height}: {count}" for (width, height), count in sizes.most_common(SHOWN_BUCKETS))
     lines = [
         f"dataset: {len({p.path for p in own})} images, {views} views an epoch in {len(sizes)} buckets ({listed})",
@@ -40,7 +42,19 @@ def report(options: Options, photos: Sequence[Photo]) -> list[str]:
         lines.append(f"dataset: {names}, of which {views} are shown an epoch with weight {options.prior_weight:g}")
     if masked := len({photo.path for photo in own if photo.mask}):
         lines.append(f"dataset: {masked} images have masks")
-    return [*lines, *doubts(own), *captions(own)]
+    if folders := {p.path.parent for p in own if p.repeats > 1}:
+        lines.append(f"dataset: images count as often as their folder says in {named(folders)}")
+    return [*lines, *passed_over(options), *doubts(own), *captions(own)]
+
+
+def passed_over(options: Options) -> list[str]:
+    """Pictures that nobody here can read: of a camera's or an editor's own kind."""
+    folders = [Path(name) for name in (options.dataset, options.prior) if name]
+    found = Counter(
+        path.suffix.lower() for folder in folders for path in below(folder, lambda name: Path(name).suffix.lower() in FOREIGN)
+    )
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common())
+    return [f"dataset: files are passed over ({kinds}): make JPEG, PNG or WebP of them to train on them"] if found else []
 
 
 def doubts(own: Sequence[Photo]) -> list[str]:
@@ -53,13 +67,15 @@ def doubts(own: Sequence[Photo]) -> list[str]:
     cut = {p.path for p in own if shown_share((p.width, p.height), p.bucket) < 0.5}
     if cut:
         lines.append(f"dataset: {len(cut)} images have the shape of no bucket and lose more than half, such as {named(cut)}")
-    contents, stems = defaultdict(set), defaultdict(set)
+    contents, texts = defaultdict(set), defaultdict(set)
     for photo in own:
         contents[photo.sha256].add(photo.path)
-        stems[photo.path.with_suffix("")].add(photo.path)
+        if beside := text_file(photo.path):
+            texts[beside].add(photo.path)
     lines += [f"dataset: {named(same, ' and ')} are the same image" for same in contents.values() if len(same) > 1][:SHOWN_DOUBTS]
-    twins = [same for stem, same in stems.items() if len(same) > 1 and stem.with_suffix(".txt").exists()]
-    lines += [f"dataset: {named(same, ' and ')} share one caption file" for same in twins][:SHOWN_DOUBTS]
+    lines += [f"dataset: {named(same, ' and ')} share one caption file" for same in texts.values() if len(same) > 1][
+        :SHOWN_DOUBTS
+    ]
     return lines
 
 

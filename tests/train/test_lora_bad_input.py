@@ -185,15 +185,18 @@ def test_links_and_folders_that_are_called_like_images(tmp_path: Path) -> None:
 
 
 def test_likely_mistakes_are_told(tmp_path: Path) -> None:
-    """The same image twice, two images with one caption file, and images that lose more than half are told and accepted."""
+    """Told and accepted: the same image twice, two images with one caption file, ones that lose more than half or cannot be read."""
     from lora.data import survey
     from lora.report import report
 
     for name, size in (("a.jpg", (64, 64)), ("a.png", (70, 70)), ("b.png", (70, 70)), ("long.png", (640, 64))):
         saved(image(size=size))(tmp_path / name)
         (tmp_path / name).with_suffix(".txt").write_text("a thing, \x85" + "very " * 9000)
+    for name in ("c.HEIC", "d.heic", "e.psd"):
+        (tmp_path / name).touch()
     options = chosen_options(dataset=tmp_path, resolution=64, bucket_step=32)
     said = report(options, survey(options))
+    assert "dataset: files are passed over (2 .heic, 1 .psd): make JPEG, PNG or WebP of them to train on them" in said
     assert "dataset: 1 images have the shape of no bucket and lose more than half, such as long.png" in said
     assert "dataset: a.png and b.png are the same image" in said and "dataset: a.jpg and a.png share one caption file" in said
     assert all(line.isprintable() for line in said) and max(map(len, said)) < 200

@@ -130,7 +130,10 @@ def test_the_cameras_rotation_is_applied(tmp_path: Path) -> None:
 
 
 def test_missing_captions_are_named_unless_allowed(tmp_path: Path) -> None:
-    """Images without a caption, or with an empty one, are named; a trigger word or a flag makes them acceptable."""
+    """Images without a caption, or with an empty one, are named; a trigger or a flag makes them acceptable.
+
+    A trigger that a caption has as words of its own is not put there twice.
+    """
     add(tmp_path, "told.png", caption="a thing")
     add(tmp_path, "blank.png", caption=" \n")
     add(tmp_path, "bare.png").with_suffix(".txt").unlink()
@@ -138,19 +141,28 @@ def test_missing_captions_are_named_unless_allowed(tmp_path: Path) -> None:
     assert "bare.png" in message and "blank.png" in message and "told.png" not in message
     assert [p.caption for p in survey(tmp_path, allow_missing_captions=True)] == ["", "", "a thing"]
     assert [p.caption for p in survey(tmp_path, trigger="sks")] == ["sks", "sks", "sks, a thing"]
+    assert [p.caption for p in survey(tmp_path, trigger="thin")] == ["thin", "thin", "thin, a thing"]
+    assert [p.caption for p in survey(tmp_path, trigger="a thing")][2] == "a thing"
 
 
 def test_folders_say_how_often_images_count(tmp_path: Path) -> None:
-    """In 3_red_fox an image is shown thrice an epoch, and without a caption it is called as its folder is."""
+    """In 3_red_fox an image is shown thrice an epoch, and without a caption it is called as its folder is.
+
+    A year is no such number, what the dataset itself is called says nothing, and images that would never be shown are named.
+    """
     from lora.data import group
 
-    for folder in ("3_red_fox", "plain"):
-        (tmp_path / folder).mkdir()
-        add(tmp_path / folder, "one.png", Image.new("RGB", (64, 64), (folder == "plain" and "red") or "blue"))
-    (tmp_path / "3_red_fox" / "one.txt").unlink()
-    photos = survey(tmp_path)
-    assert [(p.repeats, p.caption) for p in photos] == [(3, "red fox"), (1, "a picture")]
-    assert sum(len(batch) for batch in group(photos, 2, seed=1, epoch=0)) == 4
+    dataset = tmp_path / "5_all"
+    for folder in ("3_red_fox", "2023_plain"):
+        (dataset / folder).mkdir(parents=True)
+        add(dataset / folder, "one.png", Image.new("RGB", (64, 64), (folder == "2023_plain" and "red") or "blue"))
+    (dataset / "3_red_fox" / "one.txt").unlink()
+    add(dataset, "one.png")
+    photos = survey(dataset)
+    assert [(p.repeats, p.caption) for p in photos] == [(1, "a picture"), (3, "red fox"), (1, "a picture")]
+    assert sum(len(batch) for batch in group(photos, 2, seed=1, epoch=0)) == 5
+    (dataset / "2023_plain").rename(dataset / "0_plain")
+    assert "would never be shown" in (message := refusal(dataset)) and "0_plain/one.png" in message and "red_fox" not in message
 
 
 def test_captions_come_from_metadata(tmp_path: Path) -> None:
@@ -160,6 +172,14 @@ def test_captions_come_from_metadata(tmp_path: Path) -> None:
     lines = [{"file_name": "one.png", "text": "from the  list"}, {"file_name": "two.png", "caption": "from the list"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert [p.caption for p in survey(tmp_path)] == ["from the list", "own words"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".TXT", ".caption"])
+def test_captions_lie_beside_images(suffix: str, tmp_path: Path) -> None:
+    """In files that end as other trainers and other systems end them."""
+    text = add(tmp_path, "one.png", caption="own words").with_suffix(".txt")
+    text.rename(text.with_suffix(suffix))
+    assert [p.caption for p in survey(tmp_path)] == ["own words"]
 
 
 def test_tags_are_shuffled_behind_those_that_are_kept() -> None:
@@ -240,9 +260,11 @@ def test_the_report_tells_what_the_dataset_amounts_to(tmp_path: Path) -> None:
     assert report(chosen, survey(chosen)) == [
         "dataset: 2 images, 3 views an epoch in 2 buckets (64×64: 2, 96×32: 1)",
         "dataset: about 3 steps an epoch, 4.0 epochs in 12 steps",
+        "dataset: images count as often as their folder says in 2_cats",
         "dataset: captions of 3 to 3 words, 2 different ones",
         "dataset: frequent tags: grass 2, a cat 1, a dog 1",
     ]
+    assert report(chosen, survey(chosen), ranks=3)[1] == "dataset: about 1 steps an epoch, 12.0 epochs in 12 steps"
     chosen = options(tmp_path, steps=12, prior_prompt="a bird", prior_images=7)
     assert report(chosen, survey(chosen))[1:3] == [
         "dataset: about 6 steps an epoch, 2.0 epochs in 12 steps",

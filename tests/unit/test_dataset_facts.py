@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def test_images_are_what_a_training_sees_as_such() -> None:
     """Not masks, hidden files, what is never shipped, or a folder named like an image; other formats that trainings read are."""
     assert facts_of(NAMES) == FACTS
-    assert facts_of(["a.tif", "b.TIFF", "c.avif", "d.jpeg", "e.gif", "f.webp", "g.bmp"]).images == 7
+    assert facts_of(["a.tif", "b.TIFF", "c.avif", "d.jpeg", "e.gif", "f.webp", "g.bmp", "h.jfif"]).images == 8
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
