@@ -100,6 +100,13 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def forget(folder: Path, step: int) -> None:
+    """Delete those of later steps."""
+    for path in folder.glob("step-*"):
+        if (number := path.name.removeprefix("step-")).isdecimal() and int(number) > step:
+            shutil.rmtree(path)
+
+
 def fault(path: Path) -> str:
     """Why a checkpoint does not count, or an empty string."""
     try:
@@ -114,13 +121,13 @@ def fault(path: Path) -> str:
         return f"its manifest cannot be verified: {error!r}"
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies."""
+def newest(folder: Path, every: int = 1) -> Checkpoint | None:
+    """The newest checkpoint that verifies, of those at multiples of so many steps."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         if reason := fault(path):
             print(f"checkpoint {path.name} is damaged ({reason}); trying the one before", flush=True)
-        else:
-            return Checkpoint(path, int(path.name.removeprefix("step-")))
+        elif (step := int(path.name.removeprefix("step-"))) % every == 0:
+            return Checkpoint(path, step)
     return None
 
 

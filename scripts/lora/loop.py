@@ -52,9 +52,10 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
     laps.mark("libraries")
     with joined() as ranks:
         found = checkpoint.newest(task.options.output_dir / "checkpoints")
-        settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None)
-        alike(settled.options, ranks)
+        settled = prepare.settle(task.options, task.base, found.state()["identity"] if found else None, ranks)
         task = replace(task, options=settled.options)
+        if found is not None:
+            check_same(found, task, ranks)
         try:
             prepare.tune(settled)
             run, sampler = ready(task, settled, ranks, asked, laps)
@@ -91,12 +92,11 @@ def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[]
     return run, Sampler(cache, options, prompts, ranks)
 
 
-def alike(options: Options, ranks: Ranks) -> None:
-    """Refuse GPUs for which auto has chosen differently: their gradients would be those of different nets."""
-    chosen = ("none", "fp8", "int8", "nf4").index(options.quantize), ("fp32", "bf16").index(options.precision)
-    mean = ranks.total(torch.tensor(chosen, dtype=torch.float32)) / ranks.count
-    if ranks.any(mean.tolist() != list(chosen)):
-        raise BadInput("the GPUs of this machine differ, and auto chose differently for them: pass --quantize and --precision")
+def check_same(found: checkpoint.Checkpoint, task: Task, ranks: Ranks) -> None:
+    """Refuse to go on from a checkpoint of another training, or from one that is past the last step, before anything is encoded."""
+    checkpoint.check_same(found.state()["identity"], identity(task, ranks), found.path)
+    if found.step > task.options.steps:
+        raise BadInput(f"{found.path} is past --steps {task.options.steps}; ask for more steps or use another --output")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -1,6 +1,6 @@
 """From options to a model that is ready to learn: what auto stands for on this machine, then the frozen net with fresh adapters on it.
 
-    settle(options, base, before)   device, precision, how the net is held; before anything large is loaded
+    settle(options, base, …)        device, precision, how the net is held; before anything large is loaded
     tune(settled)                   what the libraries are told
     prepare(settled, kind, base)    the family, with adapters, quantised and compiled as it was settled
 
@@ -26,6 +26,7 @@ from lora.base import Base
 from lora.ends import BadInput
 from lora.family import Family
 from lora.options import Options
+from lora.ranks import ALONE, Ranks
 
 # How many forms of one block torch.compile may make: sizes, precisions, training and not. Its own limit is 8.
 FORMS = 64
@@ -54,18 +55,21 @@ class Settled:
         return torch.device("cpu") if small else self.device
 
 
-def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None) -> Settled:
-    """Decide what was left to auto; `before` is the identity of the checkpoint that is continued."""
+def settle(options: Options, base: Base, before: Mapping[str, Any] | None = None, ranks: Ranks = ALONE) -> Settled:
+    """Decide what was left to auto; `before` is the identity of the checkpoint that is continued.
+
+    All ranks decide alike, for the smallest of their GPUs: the gradients of nets that are held otherwise do not go together.
+    """
     options = memory.settled(options, before or {})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check(options, device)
     if options.precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+        bf16 = ranks.least(device.type == "cuda" and torch.cuda.is_bf16_supported(False))
         options = dataclasses.replace(options, precision="bf16" if bf16 else "fp32")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.precision]
     packages = quantize.available("nf4")
     need = memory.Need(base.kind.footprint, base.net_weights(), memory.PRECISION[options.precision], packages)
-    card = card_of(options, device)
+    card = ranks.least(card_of(options, device))
     if not card:
         plain = {"quantize": "none", "gradient_checkpointing": "off"}
         off = {name: value for name, value in plain.items() if getattr(options, name) == "auto"}

@@ -63,6 +63,16 @@ class Ranks:
 
         return mine if self.count == 1 else bool(self.total(torch.tensor([float(mine)])))
 
+    def least(self, mine: float) -> float:
+        """The smallest of what the ranks have; all ranks call it equally often."""
+        if self.count == 1:
+            return mine
+        import torch
+
+        each = torch.zeros(self.count, dtype=torch.float64)
+        each[self.number] = mine
+        return float(self.total(each).min())
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks; all ranks call it equally often."""
         if self.count > 1:
@@ -81,6 +91,9 @@ class Ranks:
         flat = self.total(torch.cat([*(piece.flatten() for piece in pieces), loss.reshape(1)]))
         for piece, summed in zip([*pieces, loss], flat.split([*(piece.numel() for piece in pieces), 1]), strict=True):
             piece.copy_(summed.view_as(piece))
+
+
+ALONE = Ranks()
 
 
 @contextlib.contextmanager

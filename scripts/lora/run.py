@@ -19,7 +19,7 @@ import torch
 from lora import adapters, checkpoint, optimisation, watch
 from lora.cache import Cache
 from lora.data import Order, Photo
-from lora.ends import BadInput, Interrupted, NotANumber
+from lora.ends import Interrupted, NotANumber
 from lora.family import Family
 from lora.laps import Laps
 from lora.loss import training_loss, validation_loss
@@ -96,13 +96,10 @@ class Run:
         )
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint."""
-        checkpoint.check_same(found.state()["identity"], self.identity, found.path)
+        """Continue from a checkpoint of this training."""
         self.restore(found)
         self.rollbacks = int(found.state()["rollbacks"])
         print(f"resumed at step {self.step} from {found.path.name}", flush=True)
-        if self.step > self.options.steps:
-            raise BadInput(f"{found.path} is past --steps {self.options.steps}; ask for more steps or use another --output")
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Be where a checkpoint was written."""
@@ -220,10 +217,15 @@ class Run:
         left, self.rollbacks = self.step, self.rollbacks + 1
         self.optimizer.zero_grad()
         self.ranks.wait()
-        found = checkpoint.newest(self.options.output_dir / "checkpoints")
+        folder = self.options.output_dir / "checkpoints"
+        # One that a stop has left is passed over, or whether it was stopped would show in what the training becomes.
+        found = checkpoint.newest(folder, self.options.checkpoint_every or 1) or checkpoint.newest(folder)
         self.begin()
         if found is not None:
             self.restore(found)
+        self.ranks.wait()
+        if self.ranks.first:
+            checkpoint.forget(folder, self.step)
         sampler.forget(self.step)
         self.since_log.clear()
         print(f"rolled back to step {self.step}: {seen}; the rate is halved from here on", flush=True)

@@ -189,13 +189,19 @@ def test_a_damaged_checkpoint_is_passed_over(run: Run, capsys: pytest.CaptureFix
     assert "step-000006 is damaged (adapter.safetensors does not match its digest)" in said and "resumed at step 4" in said
 
 
-def test_another_configuration_is_refused(run: Run) -> None:
-    """Resuming names each option that differs, with both values; what is only reported may change, and so may more steps."""
+def test_another_configuration_is_refused(run: Run, tmp_path: Path) -> None:
+    """Resuming names each option that differs, with both values, before anything is encoded; what is only reported may change.
+
+    There may be more steps, but not fewer than are done.
+    """
     from lora.ends import BadInput
 
     run(steps=2)
     with pytest.raises(BadInput) as caught:
-        run(steps=2, lr=1e-3, rank=8, dataset=PHOTOGRAPHS, trigger="muybridge")
+        run(steps=2, lr=1e-3, rank=8, dataset=PHOTOGRAPHS, trigger="muybridge", cache=tmp_path / "cache")
+    with pytest.raises(BadInput, match="step-000002 is past --steps 1"):
+        run(steps=1, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
     lines = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
     assert lines == {"lr", "rank", "trigger", "dataset"} and "lr: 0.003 in the checkpoint, 0.001 now" in str(caught.value)
     assert checkpoints(run(steps=3, log_every=2, keep_checkpoints=1)) == ["step-000003"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,11 +85,11 @@ def test_a_loss_that_is_no_number_sends_the_training_back(
 ) -> None:
     """It goes on from the last checkpoint at half the rate, and what follows does not depend on what was thrown away.
 
-    Samples of the course that was left are made again.
+    Samples of the course that was left are made again, and that the training was stopped shortly before makes no difference.
     """
-    from lora.ends import NotANumber
+    from lora.ends import Interrupted, NotANumber
 
-    options = {"steps": 6, "checkpoint_every": 3, "sample_every": 1, "sample_count": 1, "sample_steps": 1}
+    options: dict[str, Any] = {"steps": 6, "checkpoint_every": 3, "sample_every": 1, "sample_count": 1, "sample_steps": 1}
     spoil(monkeypatch, at=4, times=1, value=float("nan"))
     output = run(**options)
     said = capsys.readouterr().out
@@ -99,12 +100,21 @@ def test_a_loss_that_is_no_number_sends_the_training_back(
         for step, rate in [(1, 3e-3), (2, 3e-3), (3, 3e-3), (4, 3e-3), (4, 1.5e-3), (5, 1.5e-3), (6, 1.5e-3)]
     ]
     spoil(monkeypatch, at=4, times=1, value=float("inf"))
-    again = run(**options, output=tmp_path / "again")
+    options["output"] = tmp_path / "again"
+
+    def stopping() -> None:
+        if (options["output"] / "samples" / "step-000003-0.png").exists():
+            raise Interrupted("at step 4")
+
+    with pytest.raises(Interrupted):
+        run(stopping=stopping, **options)
+    assert (options["output"] / "checkpoints" / "step-000004").is_dir()
+    again = run(**options)
     for name in ("final/lora.safetensors", "samples/step-000004-0.png"):
         assert (again / name).read_bytes() == (output / name).read_bytes()
     spoil(monkeypatch, at=1, times=9, value=float("nan"))
     with pytest.raises(NotANumber, match="it was sent back 2 times"):
-        run(**options, output=tmp_path / "lost")
+        run(**{**options, "output": tmp_path / "lost"})
     assert capsys.readouterr().out.count("rolled back to step 0") == 2
 
 
