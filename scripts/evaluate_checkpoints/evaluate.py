@@ -28,7 +28,7 @@ from lora.base import find
 from lora.data import survey
 from lora.ends import BadInput, CannotWrite, End, Interrupted
 from lora.flags import parse
-from lora.program import Stop
+from lora.program import Stop, patient
 from safetensors import SafetensorError
 
 
@@ -54,6 +54,7 @@ def run(options: EvaluationOptions, stop: Stop) -> None:
 def main() -> int:
     """Run the program; the exit code says how it ended."""
     stop = Stop()
+    patient()
     options = parse(sys.argv[1:], os.environ, EvaluationOptions, "evaluate.py")
     try:
         run(options, stop)

@@ -33,10 +33,10 @@ from lora.ranks import Ranks
 from lora.sampling import Sampler, save_image
 from lora.sampling import picture as drawn
 
-# Streams of the training's own noise are 0 to 4.
-STREAM = 5
+# As in scripts/lora/loss.py, which has the numbers in use.
+STREAM = 7
 # Grows when the same settings would give another picture.
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def draw(pictures: Sequence[Picture], prompts: Sequence[str], model: Model, cach
         with model.at(checkpoint) as family:
             for picture in (picture for picture in missing if picture.checkpoint == checkpoint):
                 stopping()
-                pixels = sampler.pixels(family, prompts[picture.prompt], generator(picture.seed, STREAM))
+                pixels = sampler.pixels(family, prompts[picture.prompt], generator(picture.seed, 0, STREAM))
                 save_image(drawn(pixels), picture.path)
                 done += 1
                 tell(picture, len(pictures) - len(missing) + done, len(pictures), (time.monotonic() - started) / done)

@@ -31,6 +31,11 @@ WEIGHTS = re.compile(r"[^./]+(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
 FOREIGN = re.compile(r"\.(bin|ckpt|pt|pth|h5|msgpack|pb|onnx(_data)?|xml|gguf)$|flax|openvino")
 # How the names of the net's tensors begin in a checkpoint in one file.
 SINGLE_FILE_NET = "model.diffusion_model."
+# Empty tensors by which a checkpoint in one file says that its noise is not the family's usual one.
+MARKS: Mapping[str, Mapping[str, Any]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +109,14 @@ class Base:
         return self.variant if self.variant and any((self.path / part).glob(f"*.{self.variant}*")) else None
 
     def scheduler_config(self) -> dict[str, Any]:
-        """The noise schedule; the family's own where the model is a single file."""
-        file = self.path / "scheduler" / "scheduler_config.json"
-        if self.path.is_dir() and file.is_file():
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        return dict(self.kind.scheduler)
+        """The noise schedule: as it is described, else the family's own; what a single file says of itself counts more."""
+        single = self.path.is_file()
+        folder = self.path.parent if single else self.path
+        file = folder / "scheduler" / "scheduler_config.json"
+        known = (described(folder) or not single) and file.is_file()
+        config = dict(json.loads(file.read_text(encoding="utf-8")) if known else self.kind.scheduler)
+        marks = MARKS.keys() & read_header(self.path).keys() if single else ()
+        return config | {name: value for mark in sorted(marks) for name, value in MARKS[mark].items()}
 
 
 def load_from_file(path: Path, part: str, dtype: Any, kind: Kind) -> Any:

@@ -5,7 +5,7 @@ and after every resume. Only --dropout draws from torch's own generators, for it
 each pass, and gradient checkpointing restores them before it computes anything again.
 
 Editing rules: draws keep their order, and new ones take a generator of their own, so that old seeds mean what they meant; the
-generators' last numbers in use are 1 validation, 2 samples, 3 noise, 4 what is seen, 5 prior images, 6 dropout.
+generators' last numbers in use are 1 validation, 2 samples, 3 noise, 4 what is seen, 5 prior images, 6 dropout, 7 evaluations.
 """
 
 from __future__ import annotations

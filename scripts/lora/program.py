@@ -71,6 +71,11 @@ class Stop:
             raise Interrupted("asked to stop; the work is kept, run the same command again to resume")
 
 
+def patient() -> None:
+    """Let OpenMP's threads sleep while they wait: where cores are shared, those that spin cost a hundredfold. torch reads it once."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def smoke_options(tool: Tool, options: Options) -> Options:
     """Tiny settings over a made-up base and made-up images in a temporary folder."""
     from PIL import Image
@@ -94,6 +99,7 @@ def smoke_options(tool: Tool, options: Options) -> Options:
 def main(tool: Tool) -> int:
     """Check everything that is cheap to check, then load torch and train."""
     laps, stop = Laps(), Stop()
+    patient()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises of packages that nobody needs here
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed is no reason to end

@@ -207,10 +207,25 @@ def test_a_single_file_is_read_without_a_network(base: Path, tmp_path: Path) -> 
         wanted, read = (each.load(part, torch.float32).state_dict() for each in (whole, one))
         assert wanted.keys() == read.keys() and all(torch.equal(wanted[name], read[name]) for name in wanted)
     assert one.load("tokenizer", None)("a cat").input_ids == whole.load("tokenizer", None)("a cat").input_ids
+    assert one.scheduler_config() == whole.scheduler_config() != kind.scheduler
     (tmp_path / "alone").mkdir()
     shutil.copy(one.path, tmp_path / "alone")
     with pytest.raises(Unavailable, match="taken from the file's folder if its model_index"):
         find(str(tmp_path / "alone" / "model.safetensors"), kind).load("unet", torch.float32)
+
+
+def test_a_single_file_says_what_its_net_predicts(tmp_path: Path) -> None:
+    """A model of v-prediction with no signal at the last step marks itself so, as its makers do for ComfyUI."""
+    import torch
+    from lora.base import find
+    from safetensors.torch import save_file
+
+    kind, file = tool("sdxl").kind, tmp_path / "one.safetensors"
+    for marks in ((), ("v_pred",), ("v_pred", "ztsnr")):
+        save_file(dict.fromkeys((*marks, "conditioner.embedders.1.model.text_projection"), torch.zeros(0)), file)
+        found = find(str(file), kind).scheduler_config()
+        assert found.get("prediction_type", "epsilon") == ("v_prediction" if marks else "epsilon")
+        assert found.get("rescale_betas_zero_snr", False) == ("ztsnr" in marks) and found["beta_end"] == 0.012
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
