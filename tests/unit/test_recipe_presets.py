@@ -235,6 +235,14 @@ def test_more_images_fill_larger_ranks_and_some_are_held_out() -> None:
     assert {bundled("flux", images)["targets"] for images in COUNTS} == {"attention"}
 
 
+@pytest.mark.parametrize("name", BUNDLED)
+def test_prodigy_has_the_rate_that_it_wants(name: str) -> None:
+    """It multiplies what it finds by the rate: 1, unless the user has another; the rate of the others would teach nothing."""
+    rates = [bundled(name, n, "optimizer=prodigy")["lr"] for n in (20, 200, 500)]
+    assert rates == [1.0] * 3 and bundled(name, 20)["lr"] == 1e-4
+    assert bundled(name, 20, "optimizer=prodigy", "lr=0.5")["lr"] == 0.5
+
+
 def test_the_number_of_steps_follows_the_images_and_the_batch() -> None:
     """So many views of each image, whatever the passes of a step; and no more hours than that are expected."""
     assert [bundled("sdxl", n)["steps"] for n in (10, 60, 79, 80, 250, 401, 20_000)] == [1000, 1200, 1500, 1500, 2500, 3208, 8000]
