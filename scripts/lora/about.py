@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lora.data import Photo
+from lora.data import Photo, group, of_epoch
 from lora.family import Family
 from lora.options import Options, UnetOptions
 
@@ -50,7 +50,7 @@ def dataset(options: Options, photos: Sequence[Photo]) -> dict[str, Any]:
     for photo in own:
         sizes[photo.bucket] += photo.repeats
     buckets = {str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sizes.items())}
-    per_epoch = sum(math.ceil(count / options.batch_size) for count in sizes.values())
+    per_epoch = len(group(of_epoch(photos, 0), options.batch_size, options.seed, epoch=0))
     steps_per_epoch = math.ceil(per_epoch / options.grad_accumulation)
     return {
         "ss_num_train_images": sum(sizes.values()),

@@ -86,11 +86,13 @@ class Run:
     def announce(self) -> None:
         """Print what follows from the options, once."""
         steps, per_step = self.options.steps, self.options.batch_size * self.passes
-        names = len({photo.path for photo in self.order.photos if not photo.prior})
+        photos = self.order.photos
+        names = len({photo.path for photo in photos if not photo.prior})
+        views = steps * per_step / (2 if any(photo.prior for photo in photos) else 1) / names
         count = sum(len(adapters.layers(part)) for part in self.model.parts().values())
         print(
             f"{sum(p.numel() for p in self.parameters) / 1e6:.2f} M weights learn in {count} layers from {names} images,"
-            f" {steps} steps of {per_step} = {steps * per_step / names:.1f} views of each,"
+            f" {steps} steps of {per_step} = {views:.1f} views of each,"
             f" on {self.ranks.count} × {self.model.device} in {str(self.model.dtype).removeprefix('torch.')}",
             flush=True,
         )

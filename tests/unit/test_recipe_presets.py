@@ -244,9 +244,12 @@ def test_prodigy_has_the_rate_that_it_wants(name: str) -> None:
 
 
 def test_the_number_of_steps_follows_the_images_and_the_batch() -> None:
-    """So many views of each image, whatever the passes of a step; and no more hours than that are expected."""
+    """So many views of each image, whatever the passes of a step and beside prior images; the hours that are expected follow."""
     assert [bundled("sdxl", n)["steps"] for n in (10, 60, 79, 80, 250, 401, 20_000)] == [1000, 1200, 1500, 1500, 2500, 3208, 8000]
     assert bundled("sdxl", 60, "batch_size=4", "gpus=2")["steps"] == 150
+    assert bundled("sdxl", 60, "prior=others")["steps"] == 2400
+    several = planned(BUNDLED["sdxl"], 60, "prior=others"), planned(BUNDLED["sdxl"], 60, "prior_prompt=a cat")
+    assert several[0].expected_hours < several[1].expected_hours
     assert planned(BUNDLED["sdxl"], 60).expected_hours < planned(BUNDLED["sdxl"], 250).expected_hours
 
 
