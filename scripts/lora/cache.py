@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, s
     with quiet(), ThreadPoolExecutor(AHEAD) as pool:
         for photo, levels in zip(counted(photos, "images", stopping), decoded(photos, pool), strict=True):
             pixels = torch.from_numpy(levels).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
-            tensors = cache.family.encode_pixels(vae, pixels)
+            tensors = distribution(cache.family, vae, pixels)
             if not all(torch.isfinite(value).all() for value in tensors.values()):
                 raise BadInput(
                     f"{shown(photo.path)} encodes to values that are not numbers; the image or the base model's VAE is damaged"
@@ -165,6 +165,22 @@ def encode_images(cache: Cache, photos: Sequence[Photo], device: torch.device, s
             if photo.mask:
                 tensors["mask"] = shrunk_mask(photo, cache.options.masks, tensors["mean"])
             write_entry(cache.image_path(photo), tensors)
+
+
+def distribution(family: type[Family], vae: Any, pixels: torch.Tensor) -> Tensors:
+    """What the VAE makes of an image: in tiles as large as it was made for, once one was too large for the GPU."""
+    try:
+        return family.encode_pixels(vae, pixels)
+    except torch.OutOfMemoryError:
+        if vae.use_tiling:
+            raise
+    size = f"{pixels.shape[3]}×{pixels.shape[2]}"
+    print(
+        f"note: the GPU has no room to encode an image of {size} px at once; from here on larger ones are encoded in tiles",
+        flush=True,
+    )
+    vae.enable_tiling()
+    return family.encode_pixels(vae, pixels)
 
 
 def decoded(photos: Sequence[Photo], pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,30 @@ def test_a_sample_is_decoded_in_tiles_where_there_is_no_room(base: Path) -> None
     usual = vae._tiled_decode if hasattr(vae, "_tiled_decode") else vae.tiled_decode
     vae._tiled_decode = vae.tiled_decode = lambda *given, **more: (called.append(1), usual(*given, **more))[1]
     assert vae.decode(latents).sample.shape == whole.shape and called
+
+
+def test_an_image_is_encoded_in_tiles_where_there_is_no_room(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the VAE's own size, once a whole one did not fit; that is told once, and what does not fit in tiles either is an error."""
+    import torch
+    from lora.base import find
+    from lora.cache import distribution
+
+    class Short(tool("sdxl").family()):  # type: ignore[misc]
+        @staticmethod
+        def encode_pixels(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            if not vae.use_tiling or pixels.shape[-1] > 512:
+                raise torch.OutOfMemoryError
+            return tool("sdxl").family().encode_pixels(vae, pixels)  # type: ignore[no-any-return]
+
+    vae = find(str(base), tool("sdxl").kind).load("vae", torch.float32)
+    side = 2 * vae.config.sample_size
+    pixels = torch.randn(1, 3, side, side)
+    whole = tool("sdxl").family().encode_pixels(vae, pixels)
+    tiles = [distribution(Short, vae, pixels) for _ in range(2)]
+    assert tiles[0]["mean"].shape == whole["mean"].shape and torch.equal(tiles[0]["mean"], tiles[1]["mean"])
+    assert capsys.readouterr().out.count(f"no room to encode an image of {side}×{side} px") == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        distribution(Short, vae, torch.zeros(1, 3, 520, 520))
 
 
 def test_memory_that_is_short_is_told_in_the_words_of_every_library() -> None:
