@@ -166,6 +166,14 @@ def test_a_cpu_training_asks_for_no_gpu(family: str) -> None:
     assert make_plan(recipe, {"gpus": 0}).resources.vram_gb == 0
 
 
+def test_a_flux_in_few_bits_asks_for_a_smaller_gpu() -> None:
+    """What the machine must have follows how the net is held, unless it is given."""
+    recipe = load_recipe(plugins.find_tool("flux-lora@1"))
+    orders = {"auto": 40, "int8": 22, "nf4": 15}
+    assert {held: make_plan(recipe, {"quantize": held}).resources.vram_gb for held in orders} == orders
+    assert make_plan(recipe, {"quantize": "int8", "vram_gb": 30}).resources.vram_gb == 30
+
+
 def test_a_new_tool_is_valid_and_runs(tmp_path: Path) -> None:
     """What `tools new` writes passes validation and works as it is."""
     file = write_skeleton(tmp_path / "tools", "my-tool")
