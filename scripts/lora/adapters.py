@@ -32,6 +32,8 @@ from lora.options import Options, UnetOptions
 
 ADAPTER = "default"
 LYCORIS = {"loha": LoHaConfig, "lokr": LoKrConfig}
+# How likely a pass may leave out all outputs of a layer: there are some 10^6 layers and passes in a training.
+RARELY = 1e-9
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -109,6 +111,13 @@ def refuse(shapes: Mapping[str, Sequence[int]], options: Options, family: Family
     chosen = {n: shape for n, shape in shapes.items() if len(shape) > 1 and ends_so(n, targets) and n != family.EXCLUDED}
     if not chosen:
         raise BadInput(f"--targets {options.targets}: the base has no layer that ends in {', '.join(targets)}")
+    if options.network in LYCORIS:
+        narrow = min(chosen, key=lambda name: chosen[name][0])
+        if options.dropout ** chosen[narrow][0] > RARELY:
+            raise BadInput(
+                f"--dropout is {options.dropout}: the base's layer {narrow} has {chosen[narrow][0]} outputs, and {options.network} would"
+                " leave out all of them now and then, of which no number comes; take less"
+            )
     if options.network == "lokr":
         return
     flag = "--rank" if net or not options.text_rank else "--text-rank"

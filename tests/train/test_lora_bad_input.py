@@ -206,12 +206,16 @@ FIELDS = {
     "rank": ({"rank": 500}, "--rank is 500: the base's layer "),
     "conv_rank": ({"conv_rank": 999, "targets": "locon"}, "--conv-rank is 999: the base's layer "),
     "text_rank": ({"text_rank": 300, "text_lr": 1.0}, "--text-rank is 300: the base's layer "),
+    "dropout": (
+        {"dropout": 0.9, "network": "loha"},
+        "--dropout is 0.9: the base's layer .* outputs, and loha would leave out all",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", FIELDS)
-def test_a_rank_larger_than_a_layer_is_refused(case: str, base: Path) -> None:
-    """By the headers of the base's files, before it is loaded; a LoKr of any rank is possible."""
+def test_what_a_layer_is_too_small_for_is_refused(case: str, base: Path) -> None:
+    """By the headers of the base's files, before it is loaded; a LoKr may be of any rank."""
     from lora.adapters import check
     from lora.base import find
     from lora.ends import BadInput
@@ -220,7 +224,7 @@ def test_a_rank_larger_than_a_layer_is_refused(case: str, base: Path) -> None:
     found, family = find(str(base), tool("sdxl").kind), tool("sdxl").family()
     with pytest.raises(BadInput, match=expected):
         check(found, family, chosen_options(**options))
-    check(found, family, chosen_options(**options, network="lokr"))
+    check(found, family, chosen_options(**{**options, "network": "lokr", "dropout": 0.5}))
 
 
 def test_a_target_that_the_base_lacks_is_refused(bases: Callable[[str], Path]) -> None:
