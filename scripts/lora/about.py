@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lora.data import Photo, group, of_epoch
@@ -92,13 +93,19 @@ def training(options: Options) -> dict[str, Any]:
     }
 
 
+def model_name(name: str) -> str:
+    """A base as others may know it: where it lies on this disk is nobody's business, and differs from machine to machine."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name
+
+
 def metadata(family: Family, photos: Sequence[Photo], options: Options) -> dict[str, str]:
     """All of it, as text; the options are those that came true, such as the steps of a training that ended early."""
     size = f"{options.resolution}x{options.resolution}"
     facts: dict[str, Any] = {
         **network(options),
         "ss_base_model_version": family.VERSION,
-        "ss_sd_model_name": family.base.name,
+        "ss_sd_model_name": model_name(family.base.name),
         "ss_output_name": options.name,
         "ss_resolution": size,
         **dataset(options, photos),

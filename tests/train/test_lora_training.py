@@ -134,7 +134,7 @@ def test_both_files_load_elsewhere_with_the_trained_updates(trained: tuple[Path,
 
 
 def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
-    """Network, base and tags are in its metadata, names are those of the original SDXL, and the hash is of its tensors."""
+    """Its metadata has network, base (without a path) and tags, names are those of the original SDXL, and the hash is of its tensors."""
     import hashlib
 
     from safetensors import safe_open
@@ -147,6 +147,7 @@ def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
     body = data[8 + int.from_bytes(data[:8], "little") :]
     assert about["sshs_model_hash"] == hashlib.sha256(body).hexdigest()
     assert (about["ss_network_dim"], about["ss_network_alpha"], about["ss_base_model_version"]) == ("4", "2.0", "sdxl_base_v1-0")
+    assert about["ss_sd_model_name"] == "sdxl"
     assert json.loads(about["ss_tag_frequency"])["dataset"]["side view"] == 24
     assert alphas == {2.0}
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in names
