@@ -5,6 +5,7 @@ Editing rules: a resumed training may repeat lines behind its checkpoint, with t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ class Metrics:
         self._path, self._folder = options.metrics_path, options.output_dir / FOLDER
         self._writes, self._board = writes, writes and options.tensorboard
         self._writer: Any = None
+        if self._board and importlib.util.find_spec("tensorboardX") is None:
+            print("note: there will be no files for TensorBoard, for the package tensorboardX is missing", flush=True)
+            self._board = False
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of a step, and make sure that they can be read at once."""

@@ -1,8 +1,8 @@
 """Every flag that all trainers have, declared once: name, default, unit, limits and help are the fields of `Options`.
 
 A family's train.py derives its own class: other defaults (`revised`) and flags of its own (`flag`). The command line, the
-`--config` file (a JSON object with the same names) and the tables in docs/training.md all come from these fields; flags.py
-beside this file says how.
+`--config` file (a JSON object with the same names) and the tables in docs/flags.md all come from these fields; flags.py beside
+this file says how.
 
 Editing rules: standard library only. Mark a field `free=True` only if it cannot change what is learnt: a training resumes only
 with the same values of all others.
@@ -249,10 +249,10 @@ class Options(Settings):
         if self.prior_prompt:
             # The base makes the prior images as it makes samples.
             decisive |= {name: getattr(self, name) for name in ("sample_steps", "sample_guidance")}
-        # More steps at a constant rate are the same training, longer.
         if self.plateau != "none":
             decisive["val_every"] = self.val_every
-        # What auto stands for, and how many passes all ranks make, is added where it is known.
+        # More steps at a constant rate are the same training, longer. What auto stands for, and how many passes all ranks make, is added
+        # where it is known.
         return {**decisive, "steps": "any" if self.lr_schedule == "constant" else self.steps}
 
 

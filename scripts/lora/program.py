@@ -2,7 +2,7 @@
 
 Reads RT_DATASET, RT_OUTPUT, RT_METRICS, RT_BASE and RT_CACHE where no flag says otherwise. Run the same command again after any
 interruption: it goes on from the newest checkpoint. Needs torch, diffusers, transformers, peft, accelerate, safetensors, pillow,
-numpy; nothing else, and no part of the program that may have sent it here.
+numpy, for TensorBoard's files tensorboardX; nothing else, and no part of the program that may have sent it here.
 
 In OUTPUT: final/NAME.safetensors (diffusers), final/NAME_kohya.safetensors (ComfyUI and others), final/training.json,
 samples/, checkpoints/, metrics.jsonl, cache/.

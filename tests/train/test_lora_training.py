@@ -99,6 +99,18 @@ def test_tensorboard_shows_the_metrics(trained: tuple[Path, str]) -> None:
     }
 
 
+def test_without_tensorboards_package_there_are_no_files_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That is told, and is no reason to end."""
+    from lora.metrics import Metrics
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    Metrics(chosen_options(output=tmp_path), writes=True).record(1, {"loss": 0.5})
+    assert "the package tensorboardX is missing" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple[Path, str]) -> None:
     """Samples lie under their step and number, a sheet shows all of them; of three checkpoints two are kept."""
     output, _ = trained
