@@ -53,6 +53,20 @@ def test_two_ranks_train_as_one_with_twice_the_passes(settings: dict[str, object
         assert sample.read_bytes() == (several / "samples" / sample.name).read_bytes()
 
 
+def test_ranks_decide_for_the_smallest_gpu() -> None:
+    """Each brings its own card's memory, and all plan for the least of them."""
+    import torch
+    from lora.ranks import ALONE, Ranks
+
+    class Beside(Ranks):
+        """The first of two ranks; the other one has 8 GiB."""
+
+        def total(self, values: torch.Tensor) -> torch.Tensor:
+            return values + torch.tensor([0.0, 8.0])
+
+    assert [Beside(0, 2).least(card) for card in (24.0, 6.0)] == [8.0, 6.0] and ALONE.least(24.0) == 24.0
+
+
 SLEEP = "import time; time.sleep(60)"
 
 
