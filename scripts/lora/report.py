@@ -44,12 +44,15 @@ def report(options: Options, photos: Sequence[Photo], ranks: int = 1) -> list[st
         lines.append(f"dataset: {masked} images have masks")
     if folders := {p.path.parent for p in own if p.repeats > 1}:
         lines.append(f"dataset: images count as often as their folder says in {named(folders)}")
+    contents = {photo.sha256 for photo in own}
+    if both := {photo.path for photo in prior if photo.sha256 in contents}:
+        lines.append(f"dataset: {len(both)} prior images are images of the dataset, too, such as {named(both)}")
     return [*lines, *passed_over(options), *doubts(own), *captions(own)]
 
 
 def passed_over(options: Options) -> list[str]:
     """Pictures that nobody here can read: of a camera's or an editor's own kind."""
-    folders = [Path(name) for name in (options.dataset, options.prior) if name]
+    folders = {Path(name) for name in (options.dataset, options.prior) if name}
     found = Counter(
         path.suffix.lower() for folder in folders for path in below(folder, lambda name: Path(name).suffix.lower() in FOREIGN)
     )

@@ -194,8 +194,9 @@ def test_likely_mistakes_are_told(tmp_path: Path) -> None:
         (tmp_path / name).with_suffix(".txt").write_text("a thing, \x85" + "very " * 9000)
     for name in ("c.HEIC", "d.heic", "e.psd"):
         (tmp_path / name).touch()
-    options = chosen_options(dataset=tmp_path, resolution=64, bucket_step=32)
+    options = chosen_options(dataset=tmp_path, prior=tmp_path, resolution=64, bucket_step=32)
     said = report(options, survey(options))
+    assert "dataset: 4 prior images are images of the dataset, too, such as a.jpg, a.png, b.png" in said
     assert "dataset: files are passed over (2 .heic, 1 .psd): make JPEG, PNG or WebP of them to train on them" in said
     assert "dataset: 1 images have the shape of no bucket and lose more than half, such as long.png" in said
     assert "dataset: a.png and b.png are the same image" in said and "dataset: a.jpg and a.png share one caption file" in said
