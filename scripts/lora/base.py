@@ -26,6 +26,7 @@ from lora.memory import Footprint
 
 SAMPLE_BYTES = 65536
 INDEX = "model_index.json"
+SCHEDULE = "scheduler/scheduler_config.json"
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII)
 WEIGHTS = re.compile(r"[^./]+(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
 FOREIGN = re.compile(r"\.(bin|ckpt|pt|pth|h5|msgpack|pb|onnx(_data)?|xml|gguf)$|flax|openvino")
@@ -112,7 +113,7 @@ class Base:
         """The noise schedule: as it is described, else the family's own; what a single file says of itself counts more."""
         single = self.path.is_file()
         folder = self.path.parent if single else self.path
-        file = folder / "scheduler" / "scheduler_config.json"
+        file = folder / SCHEDULE
         known = (described(folder) or not single) and file.is_file()
         config = dict(json.loads(file.read_text(encoding="utf-8")) if known else self.kind.scheduler)
         marks = MARKS.keys() & read_header(self.path).keys() if single else ()
@@ -281,7 +282,9 @@ def from_file(path: Path, name: str, kind: Kind) -> Base:
         raise BadInput(f"the base {name} is not a readable .safetensors file: {error}") from error
     if reason := kind.single_file(header):
         raise BadInput(f"the base {name} is not a checkpoint of {kind.name}: {reason}")
-    return Base(path, name, digest_of([path], path.parent), None, kind)
+    schedule = path.parent / SCHEDULE
+    beside = [schedule] if described(path.parent) and schedule.is_file() else []
+    return Base(path, name, digest_of([path, *beside], path.parent), None, kind)
 
 
 def digest_of(files: list[Path], root: Path) -> str:

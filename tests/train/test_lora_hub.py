@@ -208,6 +208,8 @@ def test_a_single_file_is_read_without_a_network(base: Path, tmp_path: Path) -> 
         assert wanted.keys() == read.keys() and all(torch.equal(wanted[name], read[name]) for name in wanted)
     assert one.load("tokenizer", None)("a cat").input_ids == whole.load("tokenizer", None)("a cat").input_ids
     assert one.scheduler_config() == whole.scheduler_config() != kind.scheduler
+    (tmp_path / "one" / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert find(str(tmp_path / "one"), kind).digest != one.digest
     (tmp_path / "alone").mkdir()
     shutil.copy(one.path, tmp_path / "alone")
     with pytest.raises(Unavailable, match="taken from the file's folder if its model_index"):
