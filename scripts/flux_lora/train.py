@@ -78,6 +78,7 @@ class FluxOptions(Options):
     """The defaults that suit FLUX.1-dev on one GPU of 48 GB."""
 
     PROGRAM: ClassVar[str] = "Train a LoRA for FLUX.1 from a folder of captioned images."
+    USUAL_ALPHA: ClassVar[float] = 1.0
 
     base: str = revised(Options, "base", "black-forest-labs/FLUX.1-dev", "model to train on: a diffusers folder or a hub id")
     targets: str = revised(
@@ -87,7 +88,7 @@ class FluxOptions(Options):
         "layers that learn: attention, or all: also feed-forward and projections",
         choices=("attention", "all"),
     )
-    alpha: float = revised(Options, "alpha", 16.0)
+    alpha: float = revised(Options, "alpha", 0.0, "strength; the update is scaled by alpha / rank (0: the rank)")
     text_lr: float = revised(
         Options, "text_lr", 0.0, "learning rate of the CLIP text encoder (0: it does not learn); T5 never learns"
     )

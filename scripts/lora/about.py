@@ -31,12 +31,15 @@ def network(options: Options) -> dict[str, Any]:
     wide = {}
     if isinstance(options, UnetOptions) and options.targets == "locon":
         rank = options.conv_rank or options.rank
-        wide = {"conv_dim": rank, "conv_alpha": (options.conv_rank and options.conv_alpha) or options.alpha * rank / options.rank}
+        wide = {
+            "conv_dim": rank,
+            "conv_alpha": (options.conv_rank and options.conv_alpha) or options.strength * rank / options.rank,
+        }
     algorithm = {"lora": {}, "dora": {"algo": "lora", "dora_wd": True}}.get(options.network, {"algo": options.network})
     return {
         "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
         "ss_network_dim": options.rank,
-        "ss_network_alpha": options.alpha,
+        "ss_network_alpha": options.strength,
         "ss_network_dropout": options.dropout or None,
         "ss_network_args": json.dumps({**algorithm, **wide}),
     }

@@ -79,9 +79,9 @@ def configuration(options: Options, common: Mapping[str, Any]) -> PeftConfig:
 def sizes(options: Options, family: Family | type[Family], net: bool) -> tuple[Sequence[str], int, float]:
     """(how the names of the layers end that learn, their rank, their alpha) in the net or in a text encoder."""
     if net:
-        return family.TARGETS[options.targets], options.rank, options.alpha
+        return family.TARGETS[options.targets], options.rank, options.strength
     rank = options.text_rank or options.rank
-    return TEXT_TARGETS, rank, options.text_alpha or options.alpha * rank / options.rank
+    return TEXT_TARGETS, rank, options.text_alpha or options.strength * rank / options.rank
 
 
 def check(base: Base, family: type[Family], options: Options) -> None:

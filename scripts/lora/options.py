@@ -34,6 +34,8 @@ class Options(Settings):
         "0 done, 2 bad input, 69 the hub cannot be reached, 70 the written LoRA is wrong, 71 out of memory,"
         " 74 a file cannot be written, 75 interrupted (run again to resume), 76 the loss is no longer a number"
     )
+    USUAL_ALPHA: ClassVar[float] = 0.5
+    """Which share of the rank alpha is where it is not given."""
     GROUPS: ClassVar = (PLACES, IMAGES, NETWORK, TRAINING, MACHINE, REPORTS, SAVING)
 
     base: str = flag(
@@ -98,7 +100,7 @@ class Options(Settings):
         choices=("attention", "locon"),
     )  # fmt: skip
     rank: int = flag(16, NETWORK, "rank of each layer's update", low=1, high=1024)
-    alpha: float = flag(8.0, NETWORK, "strength; the update is scaled by alpha / rank", low=0.001, high=4096)
+    alpha: float = flag(0.0, NETWORK, "strength; the update is scaled by alpha / rank (0: half the rank)", low=0, high=4096)
     dropout: float = flag(
         0.0, NETWORK, "share of what goes into each update that is left out at random while it learns, against learning by heart",
         low=0, high=0.9,
@@ -179,6 +181,11 @@ class Options(Settings):
 
     checkpoint_every: int = flag(250, SAVING, "steps between checkpoints (0: only when stopped and at the end)", low=0, free=True)
     keep_checkpoints: int = flag(3, SAVING, "newest checkpoints that are kept", low=1, high=1000, free=True)
+
+    @property
+    def strength(self) -> float:
+        """Alpha: as given, else as is usual for the rank."""
+        return self.alpha or self.rank * self.USUAL_ALPHA
 
     @property
     def output_dir(self) -> Path:

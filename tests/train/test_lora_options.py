@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import tool
+from tests.train.conftest import chosen_options, tool
 
 FLAGS = """
 base dataset output metrics cache name smoke
@@ -44,6 +44,12 @@ def test_a_configuration_file_sets_options_and_flags_override_it(tmp_path: Path)
         and options.lr == 0.002
     )
     assert (options.output, options.base) == ("from-file", "model")
+
+
+def test_the_strength_follows_the_rank_unless_it_is_given() -> None:
+    """A larger rank does not weaken the update: alpha is half the rank, for FLUX the rank."""
+    found = [chosen_options(family, rank=32).strength for family in ("sd15", "sdxl", "flux")]
+    assert found == [16.0, 16.0, 32.0] and chosen_options(rank=32, alpha=2.0).strength == 2.0
 
 
 @pytest.mark.parametrize(
