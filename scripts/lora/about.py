@@ -76,6 +76,7 @@ def dataset(options: Options, photos: Sequence[Photo]) -> dict[str, Any]:
 
 def training(options: Options) -> dict[str, Any]:
     """How it was trained."""
+    debiased = getattr(options, "debiased", False)
     return {
         "ss_batch_size_per_device": options.batch_size,
         "ss_gradient_accumulation_steps": options.grad_accumulation,
@@ -88,8 +89,8 @@ def training(options: Options) -> dict[str, Any]:
         "ss_lr_scheduler": options.lr_schedule,
         "ss_lr_warmup_steps": options.warmup,
         "ss_max_grad_norm": options.clip,
-        "ss_min_snr_gamma": getattr(options, "min_snr_gamma", 0) or None,
-        "ss_debiased_estimation": getattr(options, "debiased", False) or None,
+        "ss_min_snr_gamma": (not debiased and getattr(options, "min_snr_gamma", 0)) or None,
+        "ss_debiased_estimation": debiased or None,
         "ss_noise_offset": getattr(options, "noise_offset", 0) or None,
         "ss_caption_dropout_rate": options.caption_dropout,
         "ss_seed": options.seed,

@@ -166,6 +166,14 @@ def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
     assert "lora_unet_output_blocks_0_0_in_layers_2.lora_up.weight" in names
 
 
+def test_the_metadata_tells_the_weighting_that_counted() -> None:
+    """Debiased takes the place of min-SNR, which stays at its default."""
+    from lora.about import training
+
+    weightings = [training(chosen_options(**weighting)) for weighting in ({"debiased": True}, {})]
+    assert [(w["ss_min_snr_gamma"], w["ss_debiased_estimation"]) for w in weightings] == [(None, True), (5.0, None)]
+
+
 def test_a_stopped_training_resumes_bit_for_bit(run: Run, base: Path, cache: Path, photographs: Path, tmp_path: Path) -> None:
     """TERM ends the program with code 75 and a checkpoint; run again it gives the very files of one never interrupted."""
     options = {"steps": 8, "lr_schedule": "cosine", "warmup": 3, "grad_accumulation": 2, "batch_size": 2, "caption_dropout": 0.2}
