@@ -120,7 +120,8 @@ def fresh(part: torch.nn.Module) -> Any:
     config = part.config
     with torch.device("meta"):
         made = base.from_config(dict(config)) if hasattr(base, "from_config") else base(config)
-    return made.to_empty(device="cpu")
+    # In fp32 whatever the part is held in: PEFT rounds an adapter's weights to the precision of those beside it.
+    return made.float().to_empty(device="cpu")
 
 
 def read_by_diffusers(path: Path, family: Family) -> Updates:

@@ -14,17 +14,22 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Self
 from unittest.mock import patch
 
 import torch
+from torch.library import _scoped_library
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 ATEN = torch.ops.aten
 PLACE = torch.device("cuda", 0)
+# What CUDA's autocast computes in fp32 and the CPU's leaves as it is.
+WIDENED = ("layer_norm", "group_norm", "rms_norm", "softmax.int", "linalg_vector_norm", "norm.ScalarOpt_dim", "sum.dim_IntList", "exp")
+WIDENED += ("rsqrt", "reciprocal", "pow.Tensor_Scalar", "cumsum", "sum")
 # What takes tensors of both devices, or indices of the CPU.
 CROSSING = {"copy_", "_foreach_copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
 
@@ -86,7 +91,7 @@ class OnCard(torch.Tensor):
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
 
 
-PLAIN_TO = torch.Tensor.to
+PLAIN_TO, PLAIN_ALIKE = torch.Tensor.to, torch._has_compatible_shallow_copy_type
 
 
 def moved(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -160,6 +165,9 @@ class Card(TorchDispatchMode):
         _device_constructors()  # torch keeps these functions, which must be its own
         for target, name, value in self.patches():
             self._patches.enter_context(patch.object(target, name, value))
+        library = self._patches.enter_context(_scoped_library("aten", "IMPL"))
+        for name in WIDENED:
+            library.impl(name, partial(widened, getattr(ATEN, name.partition(".")[0])), "AutocastCPU")
         Card.now = self
         return super().__enter__()
 
@@ -215,10 +223,16 @@ class Card(TorchDispatchMode):
         yield torch.autocast, "__init__", on_cpu(torch.autocast.__init__)
 
 
-def alike(one: torch.Tensor, other: torch.Tensor, plain: Any = torch._has_compatible_shallow_copy_type) -> bool:
-    """Whether a module may put one tensor into the other's place."""
-    both = isinstance(one, OnCard), isinstance(other, OnCard)
-    return all(both) or (not any(both) and plain(one, other))
+def widened(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """An operation under autocast, in fp32."""
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+        return call(*tree_map_only(OnCard, lambda t: t.float() if t.is_floating_point() else t, args), **kwargs)
+
+
+def alike(input: torch.Tensor, from_: torch.Tensor) -> bool:
+    """torch._has_compatible_shallow_copy_type: whether a module may put one tensor into the other's place."""
+    both = isinstance(input, OnCard), isinstance(from_, OnCard)
+    return all(both) or (not any(both) and PLAIN_ALIKE(input, from_))
 
 
 def on_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
