@@ -19,7 +19,7 @@ from evaluate_checkpoints.clip import Clip
 from evaluate_checkpoints.options import EvaluationOptions
 from evaluate_checkpoints.pictures import Model, Picture
 from evaluate_checkpoints.trained import Training
-from lora import checkpoint, export
+from lora import checkpoint, export, preflight
 from lora.base import Base
 from lora.cache import Cache
 from lora.checkpoint import Checkpoint
@@ -92,7 +92,9 @@ def evaluate(task: Task, kind: type[Family], stopping: Callable[[], None]) -> No
         measure(run, task.clip, model.settled.device, stopping)
         verdict = scoring.judge(run.measured, scoring.parse_weights(options.weights))
         conclude(run, verdict, learned(task), model)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not preflight.out_of_memory(error):
+            raise
         advice = "lower --resolution, or take a larger GPU"
         raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error
 
@@ -160,6 +162,8 @@ def measure(run: Evaluation, clip: Path | None, device: torch.device, stopping: 
 
 def place_of_clip(device: torch.device) -> torch.device:
     """The GPU if CLIP fits beside the base."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the pictures needed is not used any more, and only so is it free
     fits = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > CLIP_BYTES
     return device if fits else torch.device("cpu")
 

@@ -65,7 +65,7 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
             preflight.check(settled, run)
             run.loop(sampler, agreed(ranks, asked), laps)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not preflight.out_of_memory(error):
                 raise
             advice = memory.advice(settled.need, task.options, settled.card - 1)
             raise OutOfMemory(f"the GPU's memory does not suffice. {advice} ({error})") from error
@@ -97,11 +97,6 @@ def check_same(found: checkpoint.Checkpoint, task: Task, ranks: Ranks) -> None:
     checkpoint.check_same(found.state()["identity"], identity(task, ranks), found.path)
     if found.step > task.options.steps:
         raise BadInput(f"{found.path} is past --steps {task.options.steps}; ask for more steps or use another --output")
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is the GPU's memory that is short, in the words of torch or of the libraries below it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def quieten() -> None:

@@ -32,6 +32,8 @@ PRECISION = {"bf16": 2, "fp32": 4}
 STATES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0, "came": 4}
 # The weight in fp32, its gradient, and its copy in the precision of the pass.
 LEARNING = 4 + 4 + 2
+# GiB of CUDA's own, which its allocator does not count.
+CONTEXT = 0.5
 # CUDA's own, the libraries' workspaces, and what the allocator cannot use between blocks.
 RESERVE = 1.0
 """GiB"""

@@ -10,6 +10,7 @@ Editing rules: nothing is left behind, no gradient and no random number drawn, s
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -25,8 +26,10 @@ from lora.prepare import Settled
 from lora.ranks import Ranks
 from lora.run import Run
 
-# GiB of CUDA's own, which its allocator does not count.
-CONTEXT = 0.5
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is the GPU's memory that is short, in the words of torch or of the libraries below it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def largest(photos: Sequence[Photo], batch_size: int) -> list[Photo]:
@@ -57,9 +60,12 @@ def measured(model: Family, cache: Cache, learned: Sequence[Photo], watched: Seq
         attempt(model, cache, learned, watched)
         torch.cuda.reset_peak_memory_stats(model.device)  # the first one has also tried which convolutions are the fastest
         attempt(model, cache, learned, watched)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return None
     finally:
+        gc.collect()  # what an error leaves may hold itself
         torch.cuda.empty_cache()
     return torch.cuda.max_memory_allocated(model.device) / memory.GIB
 
@@ -71,7 +77,7 @@ def check(settled: Settled, run: Run) -> None:
         return
     weights = sum(parameter.numel() for parameter in run.parameters)
     state = 0 if run.optimizer.state else memory.STATES[options.optimizer]  # of a resumed training it is there, and measured
-    rest = CONTEXT + weights * (state + (4 if options.ema else 0)) / memory.GIB
+    rest = memory.CONTEXT + weights * (state + (4 if options.ema else 0)) / memory.GIB
     again, photos = options.gradient_checkpointing == "on", (run.order.photos, run.watched)
     peak = measured(model, run.cache, *photos)
     if (peak is None or peak + rest > settled.card) and settled.flexible and not again:
@@ -84,7 +90,7 @@ def check(settled: Settled, run: Run) -> None:
         print(f"memory: {peak + rest:.1f} GiB needed, {settled.card:.1f} there; {memory.told(now)}", flush=True)
         return
     found = "more than that" if peak is None else f"{peak + rest:.1f}"
-    less = min(settled.card, memory.estimate(settled.need, options, now).total) - CONTEXT
+    less = min(settled.card, memory.estimate(settled.need, options, now).total) - memory.CONTEXT
     raise OutOfMemory(
         f"the GPU's memory does not suffice: there are {settled.card:.1f} GiB, and a step needs {found} with {memory.told(now)}."
         f" {memory.advice(settled.need, options, less)}"

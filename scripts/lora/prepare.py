@@ -109,7 +109,8 @@ def tune(settled: Settled) -> None:
     torch.backends.cudnn.benchmark = True
     if settled.options.vram:
         total = torch.cuda.get_device_properties(settled.device).total_memory / memory.GIB
-        torch.cuda.set_per_process_memory_fraction(min(1.0, settled.options.vram / total))  # of this rank's GPU
+        # Of this rank's GPU; a card of that size would have CUDA's own on it, too, which is not counted here.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, settled.options.vram - memory.CONTEXT) / total))
 
 
 def prepare(settled: Settled, kind: type[Family], base: Base) -> Family:

@@ -101,7 +101,7 @@ def test_an_image_is_encoded_in_tiles_where_there_is_no_room(base: Path, capsys:
 def test_memory_that_is_short_is_told_in_the_words_of_every_library() -> None:
     """cuBLAS and NCCL say so in errors of their own; others are no matter of memory."""
     import torch
-    from lora.loop import out_of_memory
+    from lora.preflight import out_of_memory
 
     short = [
         torch.OutOfMemoryError("x"),
