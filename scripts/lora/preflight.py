@@ -10,7 +10,6 @@ Editing rules: nothing is left behind, no gradient and no random number drawn, s
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -65,7 +64,6 @@ def measured(model: Family, cache: Cache, learned: Sequence[Photo], watched: Seq
             raise
         return None
     finally:
-        gc.collect()  # what an error leaves may hold itself
         torch.cuda.empty_cache()
     return torch.cuda.max_memory_allocated(model.device) / memory.GIB
 

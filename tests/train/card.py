@@ -12,23 +12,31 @@ Editing rules: what is allowed here must be allowed by CUDA; autograd sees CPU t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Self
 from unittest.mock import patch
 
+import peft  # noqa: F401 - brings bitsandbytes, which would look for real kernels if there seemed to be a GPU
 import torch
 from torch.library import _scoped_library
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-ATEN = torch.ops.aten
 PLACE = torch.device("cuda", 0)
 # What CUDA's autocast computes in fp32 and the CPU's leaves as it is.
-WIDENED = ("layer_norm", "group_norm", "rms_norm", "softmax.int", "linalg_vector_norm", "norm.ScalarOpt_dim", "sum.dim_IntList", "exp")
+WIDENED = (
+    "layer_norm",
+    "group_norm",
+    "rms_norm",
+    "softmax.int",
+    "linalg_vector_norm",
+    "norm.ScalarOpt_dim",
+    "sum.dim_IntList",
+    "exp",
+)
 WIDENED += ("rsqrt", "reciprocal", "pow.Tensor_Scalar", "cumsum", "sum")
 # What takes tensors of both devices, or indices of the CPU.
 CROSSING = {"copy_", "_foreach_copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
@@ -44,7 +52,10 @@ class OnCard(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Self:
         shape = {"strides": held.stride(), "storage_offset": held.storage_offset()}
-        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **shape, dtype=held.dtype, device=held.device)
+        # A view is no tensor of inference mode if what it looks at is none.
+        plain = torch.inference_mode(False) if torch.is_inference_mode_enabled() and not held.is_inference() else nullcontext()
+        with plain:
+            made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **shape, dtype=held.dtype, device=held.device)
         made.held = held
         if Card.now:
             Card.now.count(held)
@@ -83,7 +94,9 @@ class OnCard(torch.Tensor):
         return self
 
     def numpy(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
 
     __array__ = numpy
 
@@ -121,30 +134,51 @@ class Move(torch.autograd.Function):
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives, and where."""
-    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    given = list(tensors((*args, *kwargs.values())))
     card = [tensor for tensor in given if isinstance(tensor, OnCard)]
     # What autograd's own formulas ask for is the CPU, for which they take the device of these tensors.
     if not card and torch.device(kwargs.get("device") or "cpu").type != "cuda":
         return func(*args, **kwargs)
     name = func._schema.name.removeprefix("aten::")
-    if card:
+    if card and len(card) < len(given):
         refuse(name, func, given)
     if kwargs.get("generator") is not None:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu"), "pin_memory": False}
-    result = func(*tree_map_only(OnCard, lambda t: t.held, args), **tree_map_only(OnCard, lambda t: t.held, kwargs))
+    result = func(
+        *mapped(args, lambda t: t.held, OnCard), **{key: mapped(value, lambda t: t.held, OnCard) for key, value in kwargs.items()}
+    )
     if name == "copy_":
         return args[0]
     known = {id(tensor.held): tensor for tensor in card}
-    return tree_map_only(torch.Tensor, lambda t: known[id(t)] if id(t) in known else OnCard(t), result)
+    return mapped(result, lambda t: known[id(t)] if id(t) in known else OnCard(t))
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those in a value of arguments."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+
+
+def mapped(value: Any, change: Callable[[Any], Any], kind: type = torch.Tensor) -> Any:
+    """The same with other tensors."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(mapped(item, change, kind) for item in value)
+    return change(value) if isinstance(value, kind) else value
 
 
 def refuse(name: str, func: Any, given: Iterable[torch.Tensor]) -> None:
     """Raise what CUDA raises if a tensor of the CPU takes part; a single number may, in what works number by number."""
     for tensor in given:
-        if not isinstance(tensor, OnCard) and name not in CROSSING and (tensor.dim() or torch.Tag.pointwise not in func.tags):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})")
+        number = not tensor.dim() and torch.Tag.pointwise in func.tags
+        if not isinstance(tensor, OnCard) and name not in CROSSING and not number:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
+            )
 
 
 class Card(TorchDispatchMode):
@@ -167,7 +201,7 @@ class Card(TorchDispatchMode):
             self._patches.enter_context(patch.object(target, name, value))
         library = self._patches.enter_context(_scoped_library("aten", "IMPL"))
         for name in WIDENED:
-            library.impl(name, partial(widened, getattr(ATEN, name.partition(".")[0])), "AutocastCPU")
+            library.impl(name, partial(widened, getattr(torch.ops.aten, name.partition(".")[0])), "AutocastCPU")
         Card.now = self
         return super().__enter__()
 
@@ -226,10 +260,10 @@ class Card(TorchDispatchMode):
 def widened(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """An operation under autocast, in fp32."""
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        return call(*tree_map_only(OnCard, lambda t: t.float() if t.is_floating_point() else t, args), **kwargs)
+        return call(*mapped(args, lambda t: t.float() if t.is_floating_point() else t, OnCard), **kwargs)
 
 
-def alike(input: torch.Tensor, from_: torch.Tensor) -> bool:
+def alike(input: torch.Tensor, from_: torch.Tensor) -> bool:  # noqa: A002 - torch compares the names
     """torch._has_compatible_shallow_copy_type: whether a module may put one tensor into the other's place."""
     both = isinstance(input, OnCard), isinstance(from_, OnCard)
     return all(both) or (not any(both) and PLAIN_ALIKE(input, from_))
@@ -238,8 +272,7 @@ def alike(input: torch.Tensor, from_: torch.Tensor) -> bool:
 def on_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same call with the CPU in the GPU's place."""
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        swap = lambda value: "cpu" if value == "cuda" else value
-        return call(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()})
+    def swapped(value: Any) -> Any:
+        return "cpu" if value == "cuda" else value
 
-    return called
+    return lambda *args, **kwargs: call(*map(swapped, args), **{name: swapped(value) for name, value in kwargs.items()})

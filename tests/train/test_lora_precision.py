@@ -127,3 +127,13 @@ def test_setup_refuses_a_torch_that_cannot_use_the_gpu(tmp_path: Path) -> None:
         refused.returncode == 2 and "cannot use this machine's GPU" in refused.stderr and not (tmp_path / "python.path").exists()
     )
     assert run("0").returncode == 0 and (tmp_path / "python.path").exists()
+
+
+def test_what_a_file_is_read_back_into_is_in_fp32(base: Path) -> None:
+    """Even where the encoder learnt in bf16, to which PEFT would round the adapter that it reads: SDXL's second one keeps its precision."""
+    import torch
+    from lora.base import find
+    from lora.export import fresh
+
+    encoder = find(str(base), tool("sdxl").kind).load("text_encoder_2", torch.bfloat16)
+    assert {parameter.dtype for parameter in fresh(encoder).parameters()} == {torch.float32}
