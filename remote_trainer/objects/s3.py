@@ -59,9 +59,7 @@ _PARTS_AT_ONCE = 8  # over all files: bounds memory at 8 parts
 _PAGE = 1000
 _REREAD = 1 << 20  # up to this size verify reads the object again
 _RESUMES = 5
-_LEAVE_S = (
-    30.0  # for a request that is under way when nobody waits any more; its key holds no other content, so it does no harm late
-)
+_LEAVE_S = 5.0  # for a request on its way when nobody waits any more: its key gets no other content, so it does no harm late
 _LONGEST_LINK_S = 7 * 24 * 3600
 
 _ALL_THERE = {"416", "InvalidRange", "RequestedRangeNotSatisfiable"}
