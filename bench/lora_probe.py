@@ -24,6 +24,7 @@ from typing import Any
 INTERVAL_S = 0.01
 IMPORTS = "imports"
 OUT_OF_MEMORY = 71  # our trainers' exit code
+SHORT = ("out of memory", "ALLOC_FAILED")  # how the libraries below torch put it
 # Operations that start nothing on a GPU.
 IDLE = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "_reshape_alias", "lift_fresh", "is_same_size")
 
@@ -170,7 +171,8 @@ def main() -> None:
         if error.code:
             raise
     except BaseException as error:
-        end = "out of memory" if type(error).__name__ == "OutOfMemoryError" else f"{type(error).__name__}: {error}"
+        short = type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in SHORT)
+        end = "out of memory" if short else f"{type(error).__name__}: {error}"
         raise
     finally:
         probe.finish(end)

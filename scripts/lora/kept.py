@@ -32,6 +32,11 @@ def available() -> int:
     return min(found)
 
 
+def taken(size: int, pinned: bool) -> int:
+    """Bytes that a tensor of so many takes: torch pins memory in powers of two."""
+    return 1 << (size - 1).bit_length() if pinned and size else size
+
+
 class Kept:
     """The entries by their files; the default room is a quarter of what is available, shared by the processes of a training."""
 
@@ -45,7 +50,7 @@ class Kept:
         entry = self._entries.get(path)
         if entry is None:
             entry = load_file(path)
-            size = sum(value.nbytes for value in entry.values())
+            size = sum(taken(value.nbytes, device.type == "cuda") for value in entry.values())
             if size <= self.room:
                 # From pinned memory a GPU fetches while the CPU goes on.
                 entry = {key: value.pin_memory() for key, value in entry.items()} if device.type == "cuda" else entry

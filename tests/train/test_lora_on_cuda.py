@@ -78,6 +78,18 @@ def test_memory_is_given_back(card: Any, bases: Callable[[str], Path], two: Path
     assert card.used == before and model.net.is_gradient_checkpointing
 
 
+def test_pinned_memory_is_counted_as_it_is_taken(card: Any, tmp_path: Path) -> None:
+    """What is kept for a GPU to fetch takes a power of two, and no more than there is room for is kept."""
+    import torch
+    from lora.kept import Kept
+    from safetensors.torch import save_file
+
+    save_file({"values": torch.ones(3)}, tmp_path / "entry.safetensors")
+    kept = Kept(room=20)
+    assert kept.read(tmp_path / "entry.safetensors", torch.device("cuda"))["values"].device.type == "cuda"
+    assert kept.room == 4
+
+
 @pytest.mark.parametrize(
     "refused",
     [
