@@ -43,7 +43,7 @@ def test_a_dora_begins_with_the_strengths_of_its_weights(base: Path) -> None:
 
 
 def test_a_gpu_is_given_the_share_that_is_planned_for(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
-    """--vram bounds what may be taken, and plans for no more than is there."""
+    """--vram bounds what may be taken, less the half GiB of CUDA's own that no share counts, and plans for no more than is there."""
     import torch
     from lora import prepare
     from lora.base import find
@@ -54,7 +54,7 @@ def test_a_gpu_is_given_the_share_that_is_planned_for(monkeypatch: pytest.Monkey
     settled = prepare.settle(chosen_options(base=base, vram=12), find(str(base), tool("sdxl").kind))
     gpu = torch.device("cuda")
     prepare.tune(replace(settled, device=gpu))
-    assert told == [0.75]
+    assert told == [(12 - 0.5) / 16]
     assert [prepare.card_of(chosen_options(vram=vram), gpu) for vram in (0, 12, 80)] == [16, 12, 16]
 
 
