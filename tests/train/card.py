@@ -12,7 +12,7 @@ Editing rules: what is allowed here must be allowed by CUDA; autograd sees CPU t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -35,11 +35,17 @@ WIDENED = (
     "linalg_vector_norm",
     "norm.ScalarOpt_dim",
     "sum.dim_IntList",
+    "sum",
+    "cumsum",
     "exp",
+    "rsqrt",
+    "reciprocal",
+    "pow.Tensor_Scalar",
 )
-WIDENED += ("rsqrt", "reciprocal", "pow.Tensor_Scalar", "cumsum", "sum")
-# What takes tensors of both devices, or indices of the CPU.
-CROSSING = {"copy_", "_foreach_copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
+# What CUDA computes in one precision, where the CPU lets weights be wider.
+NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm"}
+# What takes tensors of both devices, and what takes indices of the CPU.
+COPIES, INDEXED = {"copy_", "_foreach_copy_", "_to_copy"}, {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class OnCard(torch.Tensor):
@@ -142,6 +148,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.removeprefix("aten::")
     if card and len(card) < len(given):
         refuse(name, func, given)
+    if name in NORMS and len({tensor.dtype for tensor in card}) > 1:
+        raise RuntimeError(f"expected scalar type {card[0].dtype} but found {card[1].dtype} ({name})")
     if kwargs.get("generator") is not None:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
     if kwargs.get("device") is not None:
@@ -171,11 +179,11 @@ def mapped(value: Any, change: Callable[[Any], Any], kind: type = torch.Tensor) 
     return change(value) if isinstance(value, kind) else value
 
 
-def refuse(name: str, func: Any, given: Iterable[torch.Tensor]) -> None:
-    """Raise what CUDA raises if a tensor of the CPU takes part; a single number may, in what works number by number."""
-    for tensor in given:
-        number = not tensor.dim() and torch.Tag.pointwise in func.tags
-        if not isinstance(tensor, OnCard) and name not in CROSSING and not number:
+def refuse(name: str, func: Any, given: Sequence[torch.Tensor]) -> None:
+    """Raise what CUDA raises if a tensor of the CPU takes part; a single number may, in what works number by number into another place."""
+    for place, tensor in enumerate(given):
+        number = not tensor.dim() and torch.Tag.pointwise in func.tags and (place > 0 or not name.endswith("_"))
+        if not isinstance(tensor, OnCard) and name not in COPIES and not (number or (place > 0 and name in INDEXED)):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
             )
