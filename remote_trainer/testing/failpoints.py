@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import os
@@ -115,8 +116,19 @@ WHENS = ("before", "during", "after")
 
 _PERFORM = "remote_trainer.worker.perform:Performer.perform"
 
-#: Sizes that are smaller here, so that little data gets to every point: bytes between two acknowledgements, of a part of an upload.
-_SMALLER: Mapping[str, int] = {"remote_trainer.worker.follow:_ACK_EVERY": 1 << 19, "remote_trainer.objects.s3:PART": 5 << 20}
+#: What is smaller here, so that little data gets to every point and little time passes between two: bytes between two acknowledgements, of
+#: a part of an upload; seconds between two looks at what is to come or to go.
+_SMALLER: Mapping[str, float] = {
+    "remote_trainer.worker.follow:_ACK_EVERY": 1 << 19,
+    "remote_trainer.objects.s3:PART": 5 << 20,
+    "remote_trainer.lifecycle.asking:_LOOK_S": 1.0,
+    "remote_trainer.lifecycle.returning:_LOOK_S": 1.0,
+    "remote_trainer.lifecycle.rules:DOUBT_S": 1.0,
+    "remote_trainer.lifecycle.machines:DOUBT_S": 1.0,
+}
+
+#: Patience that is shorter here, seconds: what is waited for comes at once or never, and after each death most waits begin anew.
+_SOONER: Mapping[str, float] = {"lag_margin_s": 3.0, "gone_confirm_s": 2.0, "instance_poll_s": 2.0}
 
 #: What a save may hold besides a move from one phase to another; ``document``: a job without news for its history.
 _SAVED = ("step", "stop", "note", "document", "log", "metrics")
@@ -195,6 +207,8 @@ def arm() -> None:
         with _unless_missing():
             owner, name, _ = _find(target)
             setattr(owner, name, size)
+    owner, name, patience = _find("remote_trainer.service.app:Policy")
+    setattr(owner, name, functools.partial(patience, **_SOONER))
     _wrap(_PERFORM, lambda _, effect: [f"effect.{type(effect).__name__}"])
     for place, targets in _INSIDES.items():
         for target in targets:
@@ -313,6 +327,7 @@ def main() -> NoReturn:
 
     training = arguments[:1] == ["run-training"]
     program, sys.argv = (run_training.main, arguments) if training else (remote_trainer.main, ["remote-trainer", *arguments])
+    gc.freeze()  # no life looks through what all share: that would be most of what a short one costs
     while True:
         before = len(_fate.deaths())
         code = _live(program)

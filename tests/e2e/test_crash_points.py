@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,10 +30,18 @@ from tests.support.sshtarget import SshTarget
 
 _PATIENCE_S = 500.0  # a hundred deaths on a busy machine
 
-#: What a job or a worker does once: another death at that moment, and it was done and not died at. Then there are further jobs.
+#: What only one job or worker does, and once: another death at that moment, and it was done and not died at. Then there are further jobs.
 _RARE = {
     f"{place}:{when}"
-    for place in ("save.queued-provisioning", "save.queued-cancelled", "worker.drain")
+    for place in (
+        "save.queued-provisioning",
+        "save.queued-cancelled",
+        "save.provisioning-releasing",
+        "save.transferring-releasing",
+        "save.stop",
+        "save.releasing-cancelled",
+        "worker.drain",
+    )
     for when in failpoints.WHENS
 }
 _CHANCES = 4
@@ -49,23 +57,23 @@ def _dataset(folder: Path) -> Path:
 # -- the lives of jobs
 
 
-async def _unwanted(rig: MortalRig, data: Path, name: str = "unwanted") -> Job:
+async def _unwanted(rig: MortalRig, data: Path, again: str) -> Job:
     """A job that is cancelled before any worker has seen it."""
-    job = await rig.order(name, data)
+    job = await rig.order(f"unwanted{again}", data)
     await rig.cancel(job)
     return job
 
 
-async def _starved(rig: MortalRig, data: Path) -> Job:
+async def _starved(rig: MortalRig, data: Path, again: str) -> Job:
     """A job whose data is gone before it could be shipped."""
-    job = await rig.order("starved", _dataset(data.with_name(f"{data.name}-starved")))
+    job = await rig.order(f"starved{again}", _dataset(data.with_name(f"{data.name}-starved{again}")))
     rig.forget_data()
     return job
 
 
-async def _trained(rig: MortalRig, data: Path) -> Job:
+async def _trained(rig: MortalRig, data: Path, again: str) -> Job:
     """A job with everything: two runs of its first step, one of its second, a long log, a large artifact."""
-    order = await rig.order("trained", data, big_kb=6_000, flood_kb=1_000, lines=60)
+    order = await rig.order(f"trained{again}", data, big_kb=6_000, flood_kb=1_000, lines=60)
     job = await rig.ended(order, patience_s=_PATIENCE_S)
     assert [run.key for run in job.attempts[-1].steps] == ["prepare.1", "prepare.2", "train.1"]
     assert len(job.attempts) == 1, rig.story()
@@ -73,9 +81,9 @@ async def _trained(rig: MortalRig, data: Path) -> Job:
     return job
 
 
-async def _lost(rig: MortalRig, data: Path) -> Job:
+async def _lost(rig: MortalRig, data: Path, again: str) -> Job:
     """A job whose spot machine is bid for by others, and taken away once it has a checkpoint: the second attempt goes on from there."""
-    order = await rig.order("lost", data, driver="market", lines=20, doomed="true")
+    order = await rig.order(f"lost{again}", data, driver="market", lines=20, doomed="true")
     seen = await rig.until(order, lambda seen: seen.attempt and seen.attempt.checkpoint, patience_s=_PATIENCE_S)
     assert seen.attempts[0].instance is not None
     machine = seen.attempts[0].instance.id
@@ -95,39 +103,47 @@ async def _lost(rig: MortalRig, data: Path) -> Job:
     return job
 
 
-async def _cancelled(rig: MortalRig, data: Path) -> Job:
+async def _cancelled(rig: MortalRig, data: Path, again: str) -> Job:
     """A job that is cancelled while its second step runs."""
-    job = await rig.order("cancelled", data, lines=ENDLESS)
+    job = await rig.order(f"cancelled{again}", data, lines=ENDLESS)
     await rig.log_has(job, 50, "train.1", patience_s=_PATIENCE_S)
     await rig.cancel(job)
     return await rig.ended(job, Phase.CANCELLED, patience_s=_PATIENCE_S)
 
 
-async def _unfit(rig: MortalRig, data: Path, name: str = "unfit") -> Job:
+async def _unfit(rig: MortalRig, data: Path, again: str) -> Job:
     """A job that asks for more than its host has."""
-    return await rig.ended(await rig.order(name, data, gpus=99), Phase.FAILED, patience_s=_PATIENCE_S)
+    order = await rig.order(f"unfit{again}", data, gpus=99)
+    return await rig.ended(order, Phase.FAILED, patience_s=_PATIENCE_S)
 
 
-async def _every_life(rig: MortalRig, folder: Path) -> None:
-    """Live them all, verify what came of them, and see that nothing is left."""
-    data = _dataset(folder)
-    starved, unwanted = await _starved(rig, data), await _unwanted(rig, data)
-    worker = rig.undying_worker()
-    async with asyncio.TaskGroup() as lives:
-        running = [lives.create_task(life(rig, data), name=life.__name__) for life in (_trained, _lost, _cancelled, _unfit)]
+Life = Callable[[MortalRig, Path, str], Coroutine[None, None, Job]]
+
+
+async def _live(rig: MortalRig, data: Path, lives: Sequence[Life], again: str = "") -> list[Job]:
+    """Live the two that no worker may see first, and these; let the worker drain. Returns the jobs."""
+    starved = await _starved(rig, data, again)
+    async with asyncio.TaskGroup() as together:
+        running = [together.create_task(life(rig, data, again)) for life in lives]
+        unwanted = await _unwanted(rig, data, again)
+        worker = rig.undying_worker()
     ended = [
         *(each.result() for each in running),
         await rig.ended(unwanted, Phase.CANCELLED, patience_s=_PATIENCE_S),
         await rig.ended(starved, Phase.FAILED, patience_s=_PATIENCE_S),
     ]
     await rig.drained(worker)
+    return ended
+
+
+async def _every_life(rig: MortalRig, folder: Path) -> None:
+    """Live them all, verify what came of them, and see that nothing is left."""
+    data = _dataset(folder)
+    ended = await _live(rig, data, (_trained, _lost, _cancelled, _unfit))
     for chance in range(_CHANCES):
         if not _RARE.intersection(rig.armed).difference(rig.deaths):
             break
-        unwanted = await _unwanted(rig, data, f"unwanted-{chance}")
-        worker = rig.undying_worker()
-        ended += [await rig.ended(unwanted, Phase.CANCELLED), await _unfit(rig, data, f"unfit-{chance}")]
-        await rig.drained(worker)
+        ended += await _live(rig, data, (_cancelled, _unfit), f"-{chance}")
     for job in ended:
         await rig.verify(job)
     rig.verify_money(ended)
