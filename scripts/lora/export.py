@@ -1,6 +1,6 @@
 """The finished adapter: written for diffusers and PEFT and for kohya's readers (ComfyUI, A1111, sd-scripts), then read back.
 
-    write(…)    NAME.safetensors (PEFT keys and the adapters' settings) and NAME_kohya.safetensors (fp16, kohya's layer names)
+    write(…)    NAME.safetensors (PEFT keys and the adapters' settings) and NAME_kohya.safetensors (kohya's layer names, fp16)
     verify(…)   reads both back, with diffusers' own reader where it can; every layer's update must be what was trained
 
 Both formats have traps: converting PEFT keys drops attention layers when others are trained too, a file without the adapters'
@@ -176,12 +176,13 @@ def verify(family: Family, diffusers_file: Path, kohya_file: Path) -> None:
         makers |= updates(read_by_peft(diffusers_file, component, fresh(part))).behind(component)
     tell(diffusers_file, "verified", len(makers), compare(diffusers_file, expected, Updates(makers)))
     fused = kohya.grouped(family, expected)
-    tell(kohya_file, "verified", len(fused), compare(kohya_file, fused, kohya.read(load_file(kohya_file)), ROUNDED))
+    content = load_file(kohya_file)
+    tell(kohya_file, "verified", len(fused), compare(kohya_file, fused, kohya.read(content), ROUNDED))
     if family.diffusers_reads(kohya=False):
         net = updates(family.net)
         tell(diffusers_file, "diffusers reads", len(net), compare(diffusers_file, net, read_by_diffusers(diffusers_file, family)))
     if family.diffusers_reads(kohya=True):
-        net = kohya.rounded(family.net)
+        net = kohya.rounded(family.net, kohya.precision(content))
         tell(kohya_file, "diffusers reads", len(net), compare(kohya_file, net, read_by_diffusers(kohya_file, family)))
 
 

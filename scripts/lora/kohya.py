@@ -1,6 +1,6 @@
 """Kohya's format: how each kind of adapter is written for ComfyUI, A1111 and sd-scripts, and how they read it.
 
-    tensors(family)   everything of the file, fp16
+    tensors(family)   everything of the file, in fp16 where that holds it
     read(tensors)     the update of each layer as those readers compute it
     grouped(…)        the trained updates under the file's names
 
@@ -26,15 +26,32 @@ from lora.family import Family
 Tensors = dict[str, torch.Tensor]
 Group = list[tuple[str | None, int]]
 
+# What fp16 may lose of a tensor, relative to its largest value: twice what rounding loses of numbers that are not very small.
+FP16_LOSES = 1e-3
 
-def balanced(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both made equally large by a power of two: the product is the same, and fp16 holds both well.
+
+def balanced(*parts: torch.Tensor) -> list[torch.Tensor]:
+    """All made about equally large by powers of two: the product is the same, and fp16 holds all of them well.
 
     Early in a training one factor is so small that fp16 alone would lose most of it.
     """
-    sizes = [float(part.abs().max()) for part in (one, other)]
-    shift = round(math.log2(sizes[0] / sizes[1]) / 2) if min(sizes) > 0 else 0
-    return one * 2.0**-shift, other * 2.0**shift
+    sizes = [float(part.abs().max()) for part in parts]
+    if min(sizes) == 0:
+        return list(parts)
+    logs = [math.log2(size) for size in sizes]
+    shifts = [round(sum(logs) / len(logs) - log) for log in logs]
+    shifts[0] -= sum(shifts)
+    return [part * 2.0**shift for part, shift in zip(parts, shifts, strict=True)]
+
+
+def precision(content: Tensors) -> torch.dtype:
+    """What a file is written in: fp16, as its readers expect, unless that would lose what is learnt, for it is too small; else fp32."""
+
+    def holds(value: torch.Tensor) -> bool:
+        largest = value.abs().max()
+        return bool((value.half().float() - value).abs().max() <= FP16_LOSES * largest)
+
+    return torch.float16 if all(holds(value) for key, value in content.items() if not key.endswith(".alpha")) else torch.float32
 
 
 def factors(layer: Any) -> Tensors:
@@ -49,18 +66,16 @@ def factors(layer: Any) -> Tensors:
             made["dora_scale"] = held["lora_magnitude_vector"].reshape(shape)
         return made
     if "hada_w1_a" in held:
-        made = {"alpha": torch.tensor(scaling * rank)}
-        for number in (1, 2):
-            names = f"hada_w{number}_a", f"hada_w{number}_b"
-            made |= zip(names, balanced(*(held[name] for name in names)), strict=True)
-        return made
+        names = [f"hada_w{number}_{side}" for number in (1, 2) for side in "ab"]
+        made = zip(names, balanced(*(held[name] for name in names)), strict=True)
+        return {**dict(made), "alpha": torch.tensor(scaling * rank)}
     if "lokr_w1" in held:
         # Readers scale by alpha over rank or, when both are whole, not at all: with the strength folded in both are 1.
         first, alpha = held["lokr_w1"] * scaling, torch.tensor(float(rank))
         if "lokr_w2" in held:
             first, second = balanced(first, held["lokr_w2"])
             return {"lokr_w1": first, "lokr_w2": second, "alpha": alpha}
-        left, right = balanced(held["lokr_w2_a"], held["lokr_w2_b"])
+        first, left, right = balanced(first, held["lokr_w2_a"], held["lokr_w2_b"])
         return {"lokr_w1": first, "lokr_w2_a": left, "lokr_w2_b": right, "alpha": alpha}
     raise WrongFile(f"an adapter of {type(layer).__name__} has no form in kohya's format; this is a defect of the trainer")
 
@@ -80,11 +95,11 @@ def delta(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return (1.0 if whole or rank is None else alpha / len(rank)) * torch.kron(found["lokr_w1"], second)
 
 
-def rounded(part: torch.nn.Module) -> Updates:
+def rounded(part: torch.nn.Module, dtype: torch.dtype) -> Updates:
     """What the layers of a part add when their factors are rounded as the file holds them."""
 
     def make(layer: Any) -> torch.Tensor:
-        return delta({key: value if key == "alpha" else value.half() for key, value in factors(layer).items()})
+        return delta({key: value if key == "alpha" else value.to(dtype) for key, value in factors(layer).items()})
 
     return Updates({name: partial(make, layer) for name, layer in layers(part).items()})
 
@@ -118,15 +133,16 @@ def joined(members: list[Tensors | None], rows: list[int]) -> Tensors:
 
 
 def tensors(family: Family) -> Tensors:
-    """All of the file: factors in fp16, and for each layer the alpha that gives the scale it was trained with."""
-    found = {}
+    """All of the file: factors, in fp16 where that holds them, and for each layer the alpha that gives the scale it was trained with."""
+    found: Tensors = {}
     parts = {component: layers(part) for component, part in family.parts().items()}
     for key, (component, group) in groups(family).items():
         members = [factors(parts[component][name]) if name else None for name, _ in group]
         made = members[0] if len(members) == 1 else joined(members, [rows for _, rows in group])
         assert made is not None
-        found |= {f"{key}.{suffix}": value if suffix == "alpha" else value.half().contiguous() for suffix, value in made.items()}
-    return found
+        found |= {f"{key}.{suffix}": value for suffix, value in made.items()}
+    dtype = precision(found)
+    return {key: value if key.endswith(".alpha") else value.to(dtype).contiguous() for key, value in found.items()}
 
 
 def read(content: Mapping[str, torch.Tensor]) -> Updates:

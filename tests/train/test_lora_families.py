@@ -270,6 +270,23 @@ def test_diffusers_takes_fused_matrices_of_the_real_size_apart() -> None:
         assert torch.allclose(up @ down, expected, atol=1e-4)
 
 
+def test_kohyas_file_holds_the_smallest_updates() -> None:
+    """Factors are made equally large, their product exactly kept; where fp16 would still lose what is learnt, the file is in fp32."""
+    import torch
+    from lora.kohya import balanced, precision
+
+    given = [scale * torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) for scale in (1e-9, 0.2, 3.0)]
+    made = balanced(*given)
+    assert torch.equal(made[0] @ made[1] @ made[2], given[0] @ given[1] @ given[2])
+    sizes = [float(part.abs().max()) for part in made]
+    assert max(sizes) < 4 * min(sizes)
+    names = ("a.lokr_w1", "a.lokr_w2_a", "a.lokr_w2_b")
+    assert precision({**dict(zip(names, made, strict=True)), "a.alpha": torch.tensor(1e-9)}) is torch.float16
+    assert precision(dict(zip(names, given, strict=True))) is torch.float32
+    assert precision({"a.lora_up.weight": torch.full((2, 2), 1e6)}) is torch.float32
+    assert precision({"a.lora_up.weight": torch.zeros(2, 2)}) is torch.float16
+
+
 @pytest.mark.parametrize(
     ("family", "other", "expected"),
     [("sd15", "sdxl", "is not Stable Diffusion 1.5"), ("sdxl", "sd15", "is not SDXL"), ("flux", "sdxl", "is not FLUX.1")],
