@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import pytest
 
 from remote_trainer import config
+from remote_trainer.errors import Transient
 from remote_trainer.model import Event, Job, JobId, Phase, log_stream
 from remote_trainer.service import jobs
 from remote_trainer.service.app import App
@@ -206,7 +207,12 @@ class Rig:
             dataset=None if dataset is None else str(dataset),
             settings=[f"{name}={_text(value)}" for name, value in settings.items()],
         )
-        return await submit(self.app, order)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                with contextlib.suppress(
+                    Transient
+                ):  # a busy host does not answer within the short time after which a cut is noticed
+                    return await submit(self.app, order)
 
     async def until(self, job: Job, happened: Callable[[Job], object], *, patience_s: float = PATIENCE_S) -> Job:
         """Return the job as soon as the store shows it so."""
