@@ -46,7 +46,7 @@ _KEPT_PREFIXES = ("REMOTE_TRAINER_TEST_", "REMOTE_TRAINER_REQUIRE_", "PYTEST_", 
 def scrub() -> Path:
     """Drop what could make a test depend on who runs it, and give it an empty home; returns that home."""
     home = Path(tempfile.mkdtemp(prefix="rt-home-"))
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup leaves it, every program that is started would ignore it
+    _hear_signals()
     for name in list(os.environ):
         if name not in _KEPT and not name.startswith(_KEPT_PREFIXES):
             del os.environ[name]
@@ -63,3 +63,14 @@ def scrub() -> Path:
         AWS_EC2_METADATA_DISABLED="true",
     )
     return home
+
+
+def _hear_signals() -> None:
+    """Undo what nohup and a shell's background leave: every program that is started would ignore these, too."""
+    for number, usual in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
