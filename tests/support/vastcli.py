@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.patience import PATIENCE_S
-
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -55,7 +53,8 @@ class Client:
 @contextlib.contextmanager
 def client(url: str, key: str, folder: Path) -> Iterator[Client]:
     """A client of that service, with all it keeps below `folder`."""
-    from tests.support import venvs
+    from tests.support import venvs  # over there nothing of ours can be imported
+    from tests.support.patience import PATIENCE_S
 
     environment = {
         "PATH": "/usr/bin:/bin",
