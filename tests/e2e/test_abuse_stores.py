@@ -122,8 +122,12 @@ async def test_an_object_store_that_is_down(own_sshd: SshdServer, start_s3: Call
         waiting = await rig.until(job, lambda seen: seen.phase is Phase.FETCHING and seen.note)
         assert waiting.note
         spool = rig.app.settings.state_dir / "spool"
-        sizes = {path.stat().st_size for path in spool.rglob("*") if path.is_file()}
-        assert 3000 * 1024 in sizes, "the artifact is kept here meanwhile"
+
+        def kept() -> bool:
+            return 3000 * 1024 in {path.stat().st_size for path in spool.rglob("*") if path.is_file()}
+
+        await asyncio.to_thread(wait_for, kept, "the artifact to be kept here meanwhile")
+        assert (await rig.app.store.get(job.id)).phase is Phase.FETCHING
         server.start()
         await rig.check(await rig.ended(job))
         assert [path for path in spool.rglob("*") if path.is_file()] == []
