@@ -11,6 +11,7 @@ Editing rules: nothing is reported as finished before `verify` has passed; the n
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -105,6 +106,14 @@ def write(family: Family, final: Path, name: str, metadata: Mapping[str, str]) -
     tensors = kohya.tensors(family)
     write_atomically(kohya_file, serialize(tensors, with_hashes(tensors, metadata)))
     return diffusers_file, kohya_file
+
+
+def forget(final: Path, name: str, step: int) -> None:
+    """Remove what was written on the way after a step that the training goes back to."""
+    for path in final.glob(f"{glob.escape(name)}-*.safetensors"):
+        number = path.stem.removesuffix("_kohya").removeprefix(f"{name}-")
+        if number.isdecimal() and int(number) > step:
+            path.unlink()
 
 
 def trained(family: Family) -> Updates:

@@ -18,7 +18,7 @@ import peft
 import torch
 import transformers
 
-from lora import about, adapters, checkpoint, export, memory, optimisation, preflight, prepare, prior
+from lora import adapters, checkpoint, export, memory, optimisation, preflight, prepare, prior
 from lora.base import Base
 from lora.cache import Cache, fill
 from lora.captions import orders
@@ -70,8 +70,7 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
             advice = memory.advice(settled.need, task.options, settled.card - 1)
             raise OutOfMemory(f"the GPU's memory does not suffice. {advice} ({error})") from error
         if ranks.first:
-            with run.average.shown():
-                finish(run, task)
+            finish(run, task)
 
 
 def ready(task: Task, settled: prepare.Settled, ranks: Ranks, asked: Callable[[], None], laps: Laps) -> tuple[Run, Sampler]:
@@ -137,15 +136,12 @@ def to_encode(options: Options, photos: Sequence[Photo], prompts: Sequence[str])
 
 def finish(run: Run, task: Task) -> None:
     """Write the LoRA in both formats, read both back, and say what was made."""
-    options, final, learned = run.options, run.options.output_dir / "final", run.order.photos
-    true = replace(options, steps=run.step, grad_accumulation=run.passes)
-    files = export.write(run.model, final, options.name, about.metadata(run.model, learned, true))
-    export.verify(run.model, *files)
+    options, files = run.options, run.export(run.options.name)
     summary = {
         "name": options.name,
         "files": {file.name: {"size": file.stat().st_size, "sha256": checkpoint.sha256(file)} for file in files},
         "steps": run.step,
-        "images": len({photo.path for photo in learned if not photo.prior}),
+        "images": len({photo.path for photo in run.order.photos if not photo.prior}),
         "val_loss": {str(step): loss for step, loss in sorted(run.validations.items())},
         "base": {"name": task.base.name, "digest": task.base.digest},
         "dataset_digest": run.identity["dataset"],
@@ -155,6 +151,6 @@ def finish(run: Run, task: Task) -> None:
         "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers, peft)}
         | {"python": platform.python_version()},
     }
-    export.write_atomically(final / "training.json", (json.dumps(summary, indent=2) + "\n").encode())
+    export.write_atomically(files[0].with_name("training.json"), (json.dumps(summary, indent=2) + "\n").encode())
     losses = [loss for _, loss in sorted(run.validations.items())]
     print(f"done: {files[0]} and {files[1].name}, validation loss {losses[0]:.4f} -> {losses[-1]:.4f}", flush=True)

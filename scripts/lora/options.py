@@ -181,6 +181,13 @@ class Options(Settings):
 
     checkpoint_every: int = flag(250, SAVING, "steps between checkpoints (0: only when stopped and at the end)", low=0, free=True)
     keep_checkpoints: int = flag(3, SAVING, "newest checkpoints that are kept", low=1, high=1000, free=True)
+    export_every: int = flag(
+        0,
+        SAVING,
+        "steps between LoRAs for use on the way: final/NAME-000250.safetensors and so on (0: only at the end)",
+        low=0,
+        free=True,
+    )
 
     @property
     def strength(self) -> float:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora import adapters, checkpoint, optimisation, watch
+from lora import about, adapters, checkpoint, export, optimisation, watch
 from lora.cache import Cache
 from lora.data import Order, Photo
 from lora.ends import Interrupted, NotANumber
@@ -144,7 +145,7 @@ class Run:
             raise
 
     def look(self, sampler: Sampler, stopping: Callable[[], None]) -> None:
-        """Progress line, validation, checkpoint and samples, where they are due."""
+        """Progress line, validation, checkpoint, LoRA and samples, where they are due."""
         first, last = self.step == 0, self.over
         if self.since_log and (last or self.step % self.options.log_every == 0):
             self.report()
@@ -154,9 +155,20 @@ class Run:
             last = self.over
         if last or (not first and due(self.step, self.options.checkpoint_every)):
             self.save()
+        if not (first or last) and due(self.step, self.options.export_every) and self.ranks.first:
+            self.export(f"{self.options.name}-{self.step:06d}")
         if sampler.prompts and (last or due(self.step, self.options.sample_every)):
             with self.average.shown():
                 sampler.write(self.model, self.step, stopping)
+
+    def export(self, name: str) -> tuple[Path, Path]:
+        """Write the LoRA as it is now in both formats, and read both back."""
+        true = replace(self.options, name=name, steps=self.step, grad_accumulation=self.passes)
+        with self.average.shown():
+            told = about.metadata(self.model, self.order.photos, true)
+            files = export.write(self.model, self.options.output_dir / "final", name, told)
+            export.verify(self.model, *files)
+        return files
 
     def validate(self) -> None:
         """Take the validation loss of this step, and tell what follows from it."""
@@ -228,6 +240,7 @@ class Run:
         self.ranks.wait()
         if self.ranks.first:
             checkpoint.forget(folder, self.step)
+            export.forget(self.options.output_dir / "final", self.options.name, self.step)
         sampler.forget(self.step)
         self.since_log.clear()
         print(f"rolled back to step {self.step}: {seen}; the rate is halved from here on", flush=True)

@@ -18,7 +18,7 @@ steps batch_size grad_accumulation optimizer lr lr_schedule lr_cycles warmup wei
 patience min_snr_gamma debiased noise_offset
 precision quantize gradient_checkpointing vram compile ranks threads
 log_every val_every val_fraction sample_every sample_count sample_prompts sample_steps sample_guidance tensorboard
-checkpoint_every keep_checkpoints
+checkpoint_every keep_checkpoints export_every
 """
 
 

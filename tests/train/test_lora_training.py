@@ -51,6 +51,7 @@ def trained(base: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
         "sample_steps": 3,
         "checkpoint_every": 10,
         "log_every": 10,
+        "export_every": 20,
     }
     env = {"RT_BASE": str(base), "RT_DATASET": str(PHOTOGRAPHS), "RT_OUTPUT": str(output), "RT_CACHE": str(cache)}
     env["RT_METRICS"] = str(output.parent / "metrics.jsonl")
@@ -123,6 +124,23 @@ def test_samples_are_pictures_and_the_newest_checkpoints_are_kept(trained: tuple
         column = [sheet.getpixel((100, 116 + row * 272)) for row in range(3)]
     assert sheet.height == 3 * 272 + 24 and len(set(column)) == 3
     assert checkpoints(output) == ["step-000020", "step-000030"]
+
+
+def test_loras_for_use_are_written_on_the_way(trained: tuple[Path, str]) -> None:
+    """Both files of a step, read back as the last ones are; what they hold is that step's."""
+    from lora.checkpoint import Checkpoint
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    output, said = trained
+    names = sorted(path.name for path in (output / "final").glob("*.safetensors"))
+    assert names == ["cat-000020.safetensors", "cat-000020_kohya.safetensors", "cat.safetensors", "cat_kohya.safetensors"]
+    assert all(f"verified {name}" in said for name in names)
+    adapter = Checkpoint(output / "checkpoints" / "step-000020", 20).tensors("adapter")
+    found = load_file(output / "final" / "cat-000020.safetensors")
+    assert found.keys() == {f"unet.{name}" for name in adapter} and all(found[f"unet.{n}"].equal(adapter[n]) for n in adapter)
+    with safe_open(output / "final" / "cat-000020_kohya.safetensors", "pt") as content:
+        assert (content.metadata()["ss_steps"], content.metadata()["ss_output_name"]) == ("20", "cat-000020")
 
 
 @pytest.mark.parametrize("name", ["cat.safetensors", "cat_kohya.safetensors"])

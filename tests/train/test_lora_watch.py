@@ -85,11 +85,12 @@ def test_a_loss_that_is_no_number_sends_the_training_back(
 ) -> None:
     """It goes on from the last checkpoint at half the rate, and what follows does not depend on what was thrown away.
 
-    Samples of the course that was left are made again, and that the training was stopped shortly before makes no difference.
+    Samples and LoRAs of the course that was left are made again, and that the training was stopped shortly before makes no difference.
     """
     from lora.ends import Interrupted, NotANumber
 
     options: dict[str, Any] = {"steps": 6, "checkpoint_every": 3, "sample_every": 1, "sample_count": 1, "sample_steps": 1}
+    options["export_every"] = 4
     spoil(monkeypatch, at=4, times=1, value=float("nan"))
     output = run(**options)
     said = capsys.readouterr().out
@@ -110,7 +111,7 @@ def test_a_loss_that_is_no_number_sends_the_training_back(
         run(stopping=stopping, **options)
     assert (options["output"] / "checkpoints" / "step-000004").is_dir()
     again = run(**options)
-    for name in ("final/lora.safetensors", "samples/step-000004-0.png"):
+    for name in ("final/lora.safetensors", "final/lora-000004.safetensors", "samples/step-000004-0.png"):
         assert (again / name).read_bytes() == (output / name).read_bytes()
     spoil(monkeypatch, at=1, times=9, value=float("nan"))
     with pytest.raises(NotANumber, match="it was sent back 2 times"):
