@@ -2,6 +2,7 @@
 
     save(folder, step, tensors, state)   writes aside, syncs, writes manifest.json last, renames: a crash leaves no half checkpoint
     newest(folder)                       the newest one whose manifest verifies; damaged ones are named and passed over
+    prune, forget                        delete what is old, and what a training that goes back has left
     check_same(saved, now)               refuses to continue under another configuration, naming what differs
 
 What is random is drawn from (seed, step), so the step alone is the whole random state.
@@ -94,16 +95,25 @@ def write(part: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[
     sync(part)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest, and what crashes left half written."""
-    for old in [*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".step-*.part")]:
-        shutil.rmtree(old)
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is named by; 0 if it is named otherwise."""
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else 0
+
+
+def prune(folder: Path, keep: int, every: int = 0) -> None:
+    """Delete all but the newest, and what crashes left half written; the newest at a multiple of so many steps stays in any case."""
+    there = sorted(folder.glob("step-*"))
+    regular = [path for path in there if every and step_of(path) % every == 0][-1:]
+    for old in [*there[:-keep], *folder.glob(".step-*.part")]:
+        if old not in regular:
+            shutil.rmtree(old)
 
 
 def forget(folder: Path, step: int) -> None:
     """Delete those of later steps."""
     for path in folder.glob("step-*"):
-        if (number := path.name.removeprefix("step-")).isdecimal() and int(number) > step:
+        if step_of(path) > step:
             shutil.rmtree(path)
 
 
@@ -126,8 +136,8 @@ def newest(folder: Path, every: int = 1) -> Checkpoint | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         if reason := fault(path):
             print(f"checkpoint {path.name} is damaged ({reason}); trying the one before", flush=True)
-        elif (step := int(path.name.removeprefix("step-"))) % every == 0:
-            return Checkpoint(path, step)
+        elif step_of(path) % every == 0:
+            return Checkpoint(path, step_of(path))
     return None
 
 

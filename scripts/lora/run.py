@@ -126,7 +126,7 @@ class Run:
             tensors["average"] = self.average.tensors()
         state = {"identity": self.identity, "validations": self.validations, "optimizer": numbers}
         checkpoint.save(folder, self.step, tensors, {**state, "recent": self.recent, "rollbacks": self.rollbacks})
-        checkpoint.prune(folder, self.options.keep_checkpoints)
+        checkpoint.prune(folder, self.options.keep_checkpoints, 0 if self.over else self.options.checkpoint_every)
         print(f"checkpoint {path.name}", flush=True)
 
     def loop(self, sampler: Sampler, stopping: Callable[[], None], laps: Laps) -> None:
@@ -231,9 +231,7 @@ class Run:
         left, self.rollbacks = self.step, self.rollbacks + 1
         self.optimizer.zero_grad()
         self.ranks.wait()
-        folder = self.options.output_dir / "checkpoints"
-        # One that a stop has left is passed over, or whether it was stopped would show in what the training becomes.
-        found = checkpoint.newest(folder, self.options.checkpoint_every or 1) or checkpoint.newest(folder)
+        folder, found = self.options.output_dir / "checkpoints", self.last_due()
         self.begin()
         if found is not None:
             self.restore(found)
@@ -245,6 +243,13 @@ class Run:
         self.since_log.clear()
         print(f"rolled back to step {self.step}: {seen}; the rate is halved from here on", flush=True)
         self.metrics.record(left, {"rolled_back_to": self.step})
+
+    def last_due(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint that a training which was never stopped would have last; where its machine was lost, what is there instead."""
+        folder, every = self.options.output_dir / "checkpoints", self.options.checkpoint_every
+        if not every or self.step < every:
+            return None
+        return checkpoint.newest(folder, every) or checkpoint.newest(folder)
 
     def report(self) -> None:
         """The progress line and its metrics: mean loss and speed since the last one."""

@@ -85,12 +85,12 @@ def test_a_loss_that_is_no_number_sends_the_training_back(
 ) -> None:
     """It goes on from the last checkpoint at half the rate, and what follows does not depend on what was thrown away.
 
-    Samples and LoRAs of the course that was left are made again, and that the training was stopped shortly before makes no difference.
+    Samples of the course that was left are made again, and that the training was stopped shortly before makes no difference.
     """
     from lora.ends import Interrupted, NotANumber
 
     options: dict[str, Any] = {"steps": 6, "checkpoint_every": 3, "sample_every": 1, "sample_count": 1, "sample_steps": 1}
-    options["export_every"] = 4
+    options["targets"] = "attention"
     spoil(monkeypatch, at=4, times=1, value=float("nan"))
     output = run(**options)
     said = capsys.readouterr().out
@@ -111,12 +111,45 @@ def test_a_loss_that_is_no_number_sends_the_training_back(
         run(stopping=stopping, **options)
     assert (options["output"] / "checkpoints" / "step-000004").is_dir()
     again = run(**options)
-    for name in ("final/lora.safetensors", "final/lora-000004.safetensors", "samples/step-000004-0.png"):
+    for name in ("final/lora.safetensors", "samples/step-000004-0.png"):
         assert (again / name).read_bytes() == (output / name).read_bytes()
     spoil(monkeypatch, at=1, times=9, value=float("nan"))
     with pytest.raises(NotANumber, match="it was sent back 2 times"):
         run(**{**options, "output": tmp_path / "lost"})
     assert capsys.readouterr().out.count("rolled back to step 0") == 2
+
+
+def test_what_was_written_on_the_way_goes_with_the_course_that_was_left(tmp_path: Path) -> None:
+    """LoRAs and checkpoints of later steps; others of a like name stay."""
+    from lora import checkpoint, export
+
+    names = [
+        "cat.safetensors",
+        "cat-000250_kohya.safetensors",
+        "cat-000500.safetensors",
+        "cat-red.safetensors",
+        "cat-red-000500.safetensors",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    for name in ("step-000250", "step-000300", "step-000500", "step-old"):
+        (tmp_path / name).mkdir()
+    export.forget(tmp_path, "cat", 250)
+    checkpoint.forget(tmp_path, 250)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*names, "step-000250", "step-old"} - {"cat-000500.safetensors"}
+
+
+def test_a_stop_costs_no_checkpoint_to_go_back_to(tmp_path: Path) -> None:
+    """Beside the newest ones, the last one at a multiple of --checkpoint-every stays."""
+    from lora import checkpoint
+
+    for step in (250, 500, 600, 601):
+        (tmp_path / checkpoint.name_of(step)).mkdir()
+    checkpoint.prune(tmp_path, 2, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000500", "step-000600", "step-000601"]
+    checkpoint.prune(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000601"]
 
 
 def test_a_spike_is_not_learnt_from_until_rollbacks_are_used_up(
