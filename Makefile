@@ -14,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 # Tests mostly wait: more processes than cores. A file's tests stay together; a part chosen with TESTS is one plain run.
-SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 DEMO := demo-output
 # Two cores are shared by the worker, its host and PyTorch here: idle threads must not spin.
 export OMP_WAIT_POLICY := PASSIVE
@@ -80,9 +80,10 @@ $(DEMO)/visible-base/model_index.json: | setup
 bench: setup
 	$(BIN)/python -m bench
 
-# Ends with 1 if a promise broke, after the story of that life. SEEDS=100000 is a night's work.
+# Ends with 1 if a promise broke, after the story of that life. SEEDS=100000 is a night's work. It computes
+# on all cores, and lets whatever else runs go first.
 sim: setup
-	$(BIN)/python -m remote_trainer.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(if $(PROFILE),--profile $(PROFILE))
+	nice $(BIN)/python -m remote_trainer.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(if $(PROFILE),--profile $(PROFILE))
 
 # Ends with 1 if a promise broke; the seed is printed. With REMOTE_TRAINER_TEST_LONG=1, at night, 200 jobs and 100 kills on both stores.
 storm: setup servers

@@ -17,6 +17,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+from lora.libraries import loading
 from make_tiny_sdxl import END, make_vae, save, text_config, write_index, write_tokenizer, write_whole
 
 TEXT_WIDTH, T5_WIDTH, HEAD_WIDTH, HEADS = 32, 32, 16, 2
@@ -105,7 +106,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write; one that already holds a model is left as it is")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
     options = parser.parse_args()
-    make(options.out, seed=options.seed)
+    with loading():
+        make(options.out, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lora.libraries import loading
 from make_tiny_sdxl import END, EULER, make_vae, save, text_config, write_index, write_tokenizer, write_whole
 
 # Widths are multiples of 32 because the UNet normalises in groups of 32 channels.
@@ -67,7 +68,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write; one that already holds a model is left as it is")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
     options = parser.parse_args()
-    make(options.out, seed=options.seed)
+    with loading():
+        make(options.out, seed=options.seed)
 
 
 if __name__ == "__main__":

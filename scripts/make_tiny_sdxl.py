@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora.libraries import loading
+
 # Widths are multiples of 32 because SDXL normalises in groups of 32 channels.
 UNET_WIDTHS = (32, 64, 96)
 VAE_WIDTHS = (32, 32, 64, 64)
@@ -199,7 +201,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the real model's depth and layer names (about 35 MB)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
     options = parser.parse_args()
-    make(options.out, full=options.full, seed=options.seed)
+    with loading():
+        make(options.out, full=options.full, seed=options.seed)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     sys.stdout.write(f"tiny SDXL base in {options.out}, {size / 1e6:.1f} MB\n")
 

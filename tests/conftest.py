@@ -27,7 +27,8 @@ from tests.support.mongo import MongoServer  # noqa: E402
 from tests.support.s3 import S3Bucket, S3Server  # noqa: E402
 from tests.support.sshd import SshdServer  # noqa: E402
 
-_CHEAPEST_FIRST = ("unit", "sim", "contract", "integration", "train", "e2e")
+# The cheapest first, but trainings last: small files that only compute fill the processes while the long waits of e2e end.
+_FOLDERS = ("unit", "sim", "contract", "integration", "e2e", "train")
 _LEFT_OUT, _NOT_ASKED_FOR = "left out", "not asked for"
 _RUNS_BEFORE = pytest.StashKey[int]()
 _TALLIES = pytest.StashKey[dict[tuple[str, str], evidence.Tally]]()
@@ -125,7 +126,7 @@ def _cost(config: pytest.Config, item: pytest.Item) -> tuple[int, float]:
     """Order by folder; of a folder, first what may take longest, so that no process works on alone at the end."""
     folder = item.path.relative_to(config.rootpath / "tests").parts[0]
     timeout = item.get_closest_marker("timeout")
-    place = _CHEAPEST_FIRST.index(folder) if folder in _CHEAPEST_FIRST else len(_CHEAPEST_FIRST)
+    place = _FOLDERS.index(folder) if folder in _FOLDERS else len(_FOLDERS)
     return place, -float(timeout.args[0]) if timeout and timeout.args else 0.0
 
 

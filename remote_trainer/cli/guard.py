@@ -5,7 +5,9 @@ Rules for editing: a code belongs to an error's class (errors.py), never to a pl
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -31,6 +33,7 @@ class Interrupted(Exception):
 
 def run(app: typer.Typer, program: str) -> NoReturn:
     """Run the command line of this process and exit."""
+    _load_quickly()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
@@ -42,6 +45,12 @@ def run(app: typer.Typer, program: str) -> NoReturn:
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _load_quickly() -> None:
+    """Keep the collector of garbage from looking through what libraries are made of: all of it stays."""
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)  # at the end there is nothing to look for either
 
 
 def _run(app: typer.Typer, program: str) -> int:

@@ -2,7 +2,7 @@
 
 Rules for editing: a refusal is ``Refused`` with the hub's own words; whatever says nothing about the model is HubUnreachable, an answer
 that no hub gives among it: nothing of an answer is believed before its form was looked at. The token travels in one header, and not to
-where the hub redirects.
+where the hub redirects. What asks is loaded when a hub is asked: hardly a command does.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
-
-import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from remote_trainer.errors import ConfigError, HubUnreachable
 from remote_trainer.redact import redact
 
+if TYPE_CHECKING:
+    import httpx
+
 PUBLIC = "https://huggingface.co"
 
-_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+_TIMEOUT_S, _CONNECT_S = 10.0, 5.0  # for a piece of an answer, and for the connection
 _TRIES = 3
 _WITHIN_S = 30.0  # one question with all its tries
 _BODY_MAX = 16 << 20  # bytes; the listing of a large model is a hundredth of that
@@ -62,11 +62,15 @@ class Hub:
     """A hub, asked on behalf of a token or of nobody. Use as ``async with Hub(…) as hub``."""
 
     def __init__(self, url: str = "", token: str | None = None) -> None:
+        import httpx
+
         if token and not _TOKEN.fullmatch(token):
             raise ConfigError("the token for the model hub holds spaces or characters that no token has: write it again")
         self.url, self.token = (url or PUBLIC).rstrip("/"), token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, follow_redirects=True)
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_S), follow_redirects=True
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,6 +106,8 @@ class Hub:
             raise HubUnreachable(f"the model hub {self.url} has not answered within {_WITHIN_S:g} s") from error
 
     async def _tried(self, path: str) -> Any:
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
+
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(_TRIES),
             wait=wait_exponential(multiplier=0.3, max=3.0) + wait_random(0.0, 0.3),
@@ -113,6 +119,8 @@ class Hub:
         raise AssertionError("tenacity re-raises the last error")
 
     async def _ask(self, path: str) -> Any:
+        import httpx
+
         try:
             async with self._client.stream("GET", self.url + path) as answer:
                 body = await self._body(answer)

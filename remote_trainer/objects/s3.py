@@ -1,7 +1,7 @@
-"""A bucket of Amazon S3, Cloudflare R2, MinIO or anything that speaks their protocol, by boto3.
+"""A bucket of Amazon S3, Cloudflare R2, MinIO or anything that speaks their protocol, by botocore.
 
 What all of them keep is used, nothing else: our SHA-256 as user metadata (their own checksums differ from server to server, and
-boto3's default ones travel as a trailer that several refuse or store into the object), Content-MD5 on each request so that the
+botocore's default ones travel as a trailer that several refuse or store into the object), Content-MD5 on each request so that the
 server checks what arrived, parts of equal size, deletes one by one.
 
 An object appears whole or not at all: a small one is hashed before it is sent in one request, a large one while its parts are
@@ -10,13 +10,14 @@ asked for again: an upload by whole parts, as the server shows by their MD5.
 
 What a server took is proven by the MD5 it answers (its ETag); where that is none (keys of its own, KMS), the object is read again.
 
-Rules for editing: boto3 is imported here only; its errors are named in ``_translate`` only; everything below the line runs in
+Rules for editing: botocore is imported here only; its errors are named in ``_translate`` only; everything below the line runs in
 threads. Credentials never enter a message.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import math
 import os
@@ -25,10 +26,9 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import partial as bound
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar, cast
 
 from remote_trainer.errors import ConfigError, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
 from remote_trainer.objects.blocking import BLOCK, move, partial, size_of
@@ -38,9 +38,10 @@ from remote_trainer.ports import Progress, StoredObject
 from remote_trainer.threads import Threads, Watch
 
 try:
-    import boto3
+    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.loaders import Loader, create_loader
     from urllib3.exceptions import HTTPError
 except ImportError as error:
     raise ConfigError("s3:// needs the s3 extra: pip install 'remote-trainer[s3]'") from error
@@ -111,7 +112,7 @@ class S3Objects:
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         below, after = folder_prefix(prefix), ""
         while True:
-            keys, after = await self._threaded(Watch(), bound(self._page, below, after))
+            keys, after = await self._threaded(Watch(), functools.partial(self._page, below, after))
             for found in await asyncio.gather(*map(self.head, keys)):  # a listing does not tell digests
                 if found:  # None: removed since
                     yield found
@@ -373,7 +374,9 @@ class S3Objects:
 def _client(settings: S3Settings) -> S3Client:
     if settings.ca_bundle and not settings.ca_bundle.is_file():
         raise ConfigError(f"s3.ca_bundle: {settings.ca_bundle} is not there")
-    return boto3.session.Session().client(
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
+    client = session.create_client(
         "s3",
         endpoint_url=settings.endpoint or None,
         region_name=settings.region,
@@ -391,6 +394,13 @@ def _client(settings: S3Settings) -> S3Client:
             max_pool_connections=_PARTS_AT_ONCE + 8,
         ),
     )
+    return cast("S3Client", client)
+
+
+@functools.cache
+def _descriptions(folders: str | None) -> Loader:
+    """Return what reads botocore's descriptions of services, and keeps them: to read that of S3 is most of the making of a client."""
+    return create_loader(folders)
 
 
 def _code(error: ClientError) -> str:

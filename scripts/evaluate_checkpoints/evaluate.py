@@ -28,6 +28,7 @@ from lora.base import find
 from lora.data import survey
 from lora.ends import BadInput, CannotWrite, End, Interrupted
 from lora.flags import parse
+from lora.libraries import loading
 from lora.program import Stop, patient
 from safetensors import SafetensorError
 
@@ -46,9 +47,11 @@ def run(options: EvaluationOptions, stop: Stop) -> None:
         raise BadInput(f"{training.folder} was trained on another base than {base.name}; give that one with --base")
     print(f"base: {base.name}", flush=True)
     stop()
-    from evaluate_checkpoints.judge import Task, evaluate
+    with loading():
+        from evaluate_checkpoints.judge import Task, evaluate
 
-    evaluate(Task(options, training, photos, base, found), tool.family(), stop)
+        family = tool.family()
+    evaluate(Task(options, training, photos, base, found), family, stop)
 
 
 def main() -> int:

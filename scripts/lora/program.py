@@ -35,6 +35,7 @@ from lora.data import survey
 from lora.ends import CannotWrite, End, Interrupted
 from lora.flags import flags, parse
 from lora.laps import Laps
+from lora.libraries import loading
 from lora.options import Options
 from lora.ranks import launch, wanted
 from lora.report import report
@@ -114,9 +115,11 @@ def main(tool: Tool) -> int:
             ranks = int(os.environ.get("WORLD_SIZE", "1"))
             print("\n".join([*report(options, photos, ranks), f"base: {base.name}"]), flush=True)
         stop()
-        from lora.loop import Task, train
+        with loading():
+            from lora.loop import Task, train
 
-        train(Task(options, photos, base, tool.family()), stop, laps)
+            family = tool.family()
+        train(Task(options, photos, base, family), stop, laps)
     except End as end:
         print(f"{'stopped' if isinstance(end, Interrupted) else 'error'}: {end}", file=sys.stderr, flush=True)
         return end.exit_code

@@ -129,12 +129,14 @@ def _order(folder: Path) -> Order:
     for image in sorted((ROOT / "tests" / "fixtures" / "muybridge-cat").glob("*.jpg"))[::8]:
         shutil.copy(image, photographs)
         shutil.copy(image.with_suffix(".txt"), photographs)
-    python.write_text(f'#!/bin/sh\ncase "$2" in "import accelerate"*) exit 0 ;; esac\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$2" in *"import accelerate,"*) exit 0 ;; esac\nexec {shlex.quote(sys.executable)} "$@"\n'
+    )
     python.chmod(0o755)
-    _script("make_tiny_sdxl.py", base)
+    _script("make_tiny_sd15.py", base)
     settings = [f"{name}={value}" for name, value in {**TRAINING, "python": python}.items()]
     return Order(
-        tool="sdxl-lora@1",
+        tool="sd15-lora@1",
         driver="vastai",
         driver_options=OPTIONS,
         terms={"spot": True},
@@ -158,7 +160,7 @@ def _trained(job: Job, folder: Path) -> dict[str, str]:
     (folder / "options.json").write_text(json.dumps(given))
     places = {"BASE": "base", "DATASET": "photographs", "OUTPUT": "output", "CACHE": "cache"}
     environment = {f"RT_{name}": str(folder / place) for name, place in places.items()}
-    _script("sdxl_lora/train.py", "--config", folder / "options.json", **environment)
+    _script("sd15_lora/train.py", "--config", folder / "options.json", **environment)
     return _weights(folder / "output" / "final")
 
 
@@ -175,7 +177,7 @@ def _stand_still(folder: Path) -> bool:
         return False
     for pid in openssh.pids():
         words = openssh.read(pid, "cmdline").split(b"\0")
-        if any(word.endswith(b"sdxl_lora/train.py") for word in words) and str(folder / "instances").encode() in b" ".join(words):
+        if any(word.endswith(b"sd15_lora/train.py") for word in words) and str(folder / "instances").encode() in b" ".join(words):
             os.kill(pid, signal.SIGSTOP)
             return True
     return False

@@ -62,7 +62,7 @@ def test_an_interrupted_lesson_ends_as_an_uninterrupted_one(tmp_path: Path) -> N
 
 
 def test_a_base_is_taught_and_a_lora_on_it_is_shown(
-    run: Train, settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trainer takes the base that was made; what it wrote is drawn beside the base's images and the photographs."""
     from PIL import Image
@@ -79,7 +79,7 @@ def test_a_base_is_taught_and_a_lora_on_it_is_shown(
     assert not made.with_name("base.part").exists()
 
     small = {**settings, "rank": 2, "steps": 2, "val_every": 0, "checkpoint_every": 1, "batch_size": 1, "warmup": 0}
-    result = run(base=made, **small)
+    result = train("sdxl", base=made, **small)
     said = picture.make(made, result, tmp_path / "demo.jpg")
     assert re.search(r"Mean difference to the photographs: \d+ -> \d+ of 255 where there is a cat, \d+ -> \d+ where", said)
     with Image.open(tmp_path / "demo.jpg") as shown:

@@ -19,7 +19,7 @@ from tests.support.patience import PATIENCE_S
 from tests.support.smalldisk import fill, small_disk
 from tests.train.conftest import PHOTOGRAPHS, SCRIPTS, TINY, Train, arguments, chosen_options, tool
 
-TRAIN = SCRIPTS / "sdxl_lora" / "train.py"
+TRAIN = SCRIPTS / "sd15_lora" / "train.py"
 CAT = PHOTOGRAPHS / "cat00.jpg"
 
 
@@ -274,10 +274,10 @@ def test_a_full_disk_leaves_what_was_whole(train: Train, tmp_path: Path) -> None
             assert (disk / "final" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_full_disk_ends_with_code_74(base: Path, photographs: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_with_code_74(bases: Callable[[str], Path], photographs: Path, tmp_path: Path) -> None:
     """While images are encoded, too; the message says so, and the entries that were written stay."""
     with small_disk(tmp_path / "disk", "64k") as disk:
-        places = {"base": base, "dataset": photographs, "cache": disk, "output": tmp_path / "output"}
+        places = {"base": bases("sd15"), "dataset": photographs, "cache": disk, "output": tmp_path / "output"}
         command = [sys.executable, str(TRAIN), *arguments(**{**TINY, **places, "steps": 1, "targets": "attention"})]
         process = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert process.returncode == 74 and "No space left on device" in process.stderr and "run again" in process.stderr

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from tests.train.conftest import PHOTOGRAPHS, ROOT, TINY, Train, arguments, chosen_options, tool
 
-QUICK = {"family": "sdxl", "count": 2, "seeds": "7,8", "steps": 2, "threads": 1}
+QUICK = {"family": "sd15", "count": 2, "seeds": "7,8", "steps": 2, "threads": 1}
 
 
 def evaluate(stopping: Callable[[], None] = lambda: None, **options: object) -> dict[str, Any]:
@@ -36,25 +36,24 @@ def evaluate(stopping: Callable[[], None] = lambda: None, **options: object) -> 
 
 
 def learn(output: Path, base: Path, cache: Path, photographs: Path, **options: object) -> Path:
-    """Train SDXL in this process."""
+    """Train Stable Diffusion 1.5 in this process."""
     from lora.base import find
     from lora.data import survey
     from lora.laps import Laps
     from lora.loop import Task, train
 
     places = {"base": base, "dataset": photographs, "output": output, "cache": cache}
-    chosen, trainer = chosen_options(**{**places, **TINY, **options}), tool("sdxl")
+    chosen, trainer = chosen_options("sd15", **{**places, **TINY, **options}), tool("sd15")
     train(Task(chosen, survey(chosen), find(chosen.base, trainer.kind), trainer.family()), lambda: None, Laps())
     return output
 
 
 @pytest.fixture(scope="module")
-def trained(base: Path, cache: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(bases: Callable[[str], Path], cache: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a training of six steps has left, with three checkpoints, each validated."""
     output = tmp_path_factory.mktemp("trained") / "output"
-    return learn(
-        output, base, cache, photographs, steps=6, checkpoint_every=2, val_every=2, keep_checkpoints=9, ema=0.5, name="cat"
-    )
+    more = {"steps": 6, "checkpoint_every": 2, "val_every": 2, "keep_checkpoints": 9, "ema": 0.5, "name": "cat"}
+    return learn(output, bases("sd15"), cache, photographs, **more)
 
 
 class TermAt(io.StringIO):
@@ -165,13 +164,15 @@ def test_the_best_checkpoint_is_exported(trained: Path, report: dict[str, Any], 
     assert not all(best[key].equal(last[key]) for key in last)
 
 
-def test_without_clip_the_rest_is_compared(trained: Path, base: Path, photographs: Path, cache: Path, tmp_path: Path) -> None:
+def test_without_clip_the_rest_is_compared(
+    trained: Path, bases: Callable[[str], Path], photographs: Path, cache: Path, tmp_path: Path
+) -> None:
     """--clip none compares what needs no CLIP and says what is missing; damaged checkpoints are left out and told."""
     output, torn = tmp_path / "output", tmp_path / "torn"
     shutil.copytree(trained / "checkpoints", torn / "checkpoints")
     with (torn / "checkpoints" / "step-000004" / "adapter.safetensors").open("r+b") as file:
         file.write(b"\xff" * 64)
-    places = {"base": base, "dataset": photographs}
+    places = {"base": bases("sd15"), "dataset": photographs}
     told = evaluate(output=output, trained=torn, clip="none", seeds=7, count=1, cache=cache, name="mine", resolution=32, **places)
     assert [entry["step"] for entry in told["checkpoints"]] == [2, 6]
     assert set(told["missing"]) == {"clip_score", "cmmd", "kid", "consistency", "copying", "fid"}
@@ -183,7 +184,7 @@ def test_without_clip_the_rest_is_compared(trained: Path, base: Path, photograph
         assert picture.size == (32, 32)
 
 
-@pytest.mark.parametrize(("family", "network"), [("sd15", "loha"), ("flux", "lora")])
+@pytest.mark.parametrize(("family", "network"), [("sdxl", "loha"), ("flux", "lora")])
 def test_every_family_is_evaluated(family: str, network: str, train: Train, clip: Path, cache: Path) -> None:
     """The best of a single checkpoint is that one, in files that hold its training's own bytes."""
     output = train(family, steps=1, network=network, text_lr=1e-3)
@@ -281,7 +282,7 @@ def test_bad_input_is_told_before_anything_is_drawn(
         ({"output": trained, "clip": tmp_path / "missing"}, "is no folder"),
         ({"output": trained, "clip": clip, "family": None}, "say with --family what was trained: flux, sd15, sdxl"),
         ({"output": trained, "clip": clip, "resolution": 16}, "--resolution is 16"),
-        ({"output": trained, "clip": clip, "base": bases("sd15")}, "is not SDXL"),
+        ({"output": trained, "clip": clip, "base": bases("sdxl")}, "is not Stable Diffusion 1.5"),
     ]
     for options, words in cases:
         with pytest.raises(BadInput, match=words):

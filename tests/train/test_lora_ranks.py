@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,10 @@ from tests.train.test_lora_training import Run, final, start
 
 
 @pytest.fixture(scope="module")
-def settings(base: Path, cache: Path, photographs: Path) -> dict[str, object]:
+def settings(bases: Callable[[str], Path], cache: Path, photographs: Path) -> dict[str, object]:
     return {
-        **TINY, "base": base, "dataset": photographs, "cache": cache, "batch_size": 1, "steps": 6, "val_every": 3, "checkpoint_every": 2,
+        **TINY, "base": bases("sd15"), "dataset": photographs, "cache": cache, "batch_size": 1, "steps": 6, "val_every": 3,
+        "checkpoint_every": 2,
         "sample_every": 3, "sample_count": 3, "sample_steps": 2, "dropout": 0.2, "prior_prompt": "a cat", "prior_images": 3,
     }  # fmt: skip
 

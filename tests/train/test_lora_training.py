@@ -21,7 +21,6 @@ from tests.support.patience import PATIENCE_S
 from tests.train.conftest import PHOTOGRAPHS, SCRIPTS, TINY, arguments, chosen_options, tool
 
 Run = Callable[..., Path]
-TRAIN = SCRIPTS / "sdxl_lora" / "train.py"
 
 
 def final(output: Path) -> dict[str, bytes]:
@@ -32,15 +31,13 @@ def checkpoints(output: Path) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").iterdir())
 
 
-def start(*argv: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, str(TRAIN), *argv], stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(env or {})}
-    )
+def start(*argv: str, family: str = "sd15", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, str(SCRIPTS / f"{family}_lora" / "train.py"), *argv], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(env or {})})
 
 
 @pytest.fixture(scope="module")
-def trained(base: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def trained(base: Path, cache: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(output folder, standard output) of one training by the command line, as the recipe starts it."""
     output = tmp_path_factory.mktemp("trained") / "output"
     more = {
@@ -53,11 +50,12 @@ def trained(base: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
         "log_every": 10,
         "export_every": 20,
     }
-    env = {"RT_BASE": str(base), "RT_DATASET": str(PHOTOGRAPHS), "RT_OUTPUT": str(output), "RT_CACHE": str(cache)}
-    env["RT_METRICS"] = str(output.parent / "metrics.jsonl")
-    process = start(*arguments(**{**TINY, **more, "keep_checkpoints": 2, "name": "cat"}), env=env)
+    env = {"RT_BASE": str(base), "RT_DATASET": str(photographs), "RT_OUTPUT": str(output), "RT_CACHE": str(cache)}
+    env |= {"RT_METRICS": str(output.parent / "metrics.jsonl"), "PYTHONPROFILEIMPORTTIME": "1"}
+    process = start(*arguments(**{**TINY, **more, "keep_checkpoints": 2, "name": "cat"}), family="sdxl", env=env)
     said, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
+    (output.parent / "imports").write_text(errors)
     return output, said
 
 
@@ -80,6 +78,13 @@ def test_progress_can_be_followed(trained: tuple[Path, str]) -> None:
     assert [m["step"] for m in metrics if "val_loss" in m] == [0, 15, 30]
     assert all({"lr", "speed_steps_per_s", "eta_s", "time"} <= set(m) for m in metrics if "loss" in m)
     assert re.search(r"^first step after \d+\.\d s: dataset .*, libraries .*, encoding .*, model .*, first step ", said, re.M)
+
+
+def test_what_is_not_used_is_not_loaded(trained: tuple[Path, str]) -> None:
+    """Neither bitsandbytes nor torch's compiler, which take seconds, is loaded where no setting needs them."""
+    lines = (trained[0].parent / "imports").read_text().splitlines()
+    loaded = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    assert "peft.tuners.lora.layer" in loaded and not loaded & {"bitsandbytes.functional", "torch._inductor.compile_fx"}
 
 
 def test_tensorboard_shows_the_metrics(trained: tuple[Path, str]) -> None:
@@ -178,7 +183,7 @@ def test_the_kohya_file_says_what_it_is(trained: tuple[Path, str]) -> None:
     assert about["sshs_model_hash"] == hashlib.sha256(body).hexdigest()
     assert (about["ss_network_dim"], about["ss_network_alpha"], about["ss_base_model_version"]) == ("4", "2.0", "sdxl_base_v1-0")
     assert about["ss_sd_model_name"] == "sdxl"
-    assert json.loads(about["ss_tag_frequency"])["dataset"]["side view"] == 24
+    assert json.loads(about["ss_tag_frequency"])["dataset"]["side view"] == 6
     assert alphas == {2.0}
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in names
     assert "lora_unet_output_blocks_0_0_in_layers_2.lora_up.weight" in names
@@ -192,8 +197,11 @@ def test_the_metadata_tells_the_weighting_that_counted() -> None:
     assert [(w["ss_min_snr_gamma"], w["ss_debiased_estimation"]) for w in weightings] == [(None, True), (5.0, None)]
 
 
-def test_a_stopped_training_resumes_bit_for_bit(run: Run, base: Path, cache: Path, photographs: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_resumes_bit_for_bit(
+    run: Run, bases: Callable[[str], Path], cache: Path, photographs: Path, tmp_path: Path
+) -> None:
     """TERM ends the program with code 75 and a checkpoint; run again it gives the very files of one never interrupted."""
+    base = bases("sd15")
     options = {"steps": 8, "lr_schedule": "cosine", "warmup": 3, "grad_accumulation": 2, "batch_size": 2, "caption_dropout": 0.2}
     outputs = (tmp_path / f"stopped{number}" for number in itertools.count())
     code = 0
