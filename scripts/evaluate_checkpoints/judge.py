@@ -19,7 +19,7 @@ from evaluate_checkpoints.clip import Clip
 from evaluate_checkpoints.options import EvaluationOptions
 from evaluate_checkpoints.pictures import Model, Picture
 from evaluate_checkpoints.trained import Training
-from lora import checkpoint, export, preflight
+from lora import checkpoint, export, memory
 from lora.base import Base
 from lora.cache import Cache
 from lora.checkpoint import Checkpoint
@@ -93,7 +93,7 @@ def evaluate(task: Task, kind: type[Family], stopping: Callable[[], None]) -> No
         verdict = scoring.judge(run.measured, scoring.parse_weights(options.weights))
         conclude(run, verdict, learned(task), model)
     except RuntimeError as error:
-        if not preflight.out_of_memory(error):
+        if not memory.is_short(error):
             raise
         advice = "lower --resolution, or take a larger GPU"
         raise OutOfMemory(f"the GPU's memory does not suffice: {advice} ({error})") from error

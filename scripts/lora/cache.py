@@ -34,6 +34,7 @@ from lora.family import Family
 from lora.files import shown
 from lora.images import load_mask, load_pixels, quiet
 from lora.kept import Kept, Tensors
+from lora.memory import is_short
 from lora.options import Options
 
 VERSION = "1"
@@ -171,8 +172,8 @@ def distribution(family: type[Family], vae: Any, pixels: torch.Tensor) -> Tensor
     """What the VAE makes of an image: in tiles as large as it was made for, once one was too large for the GPU."""
     try:
         return family.encode_pixels(vae, pixels)
-    except torch.OutOfMemoryError:
-        if vae.use_tiling:
+    except RuntimeError as error:
+        if vae.use_tiling or not is_short(error):
             raise
     size = f"{pixels.shape[3]}×{pixels.shape[2]}"
     print(

@@ -65,7 +65,7 @@ def train(task: Task, asked: Callable[[], None], laps: Laps) -> None:
             preflight.check(settled, run)
             run.loop(sampler, agreed(ranks, asked), laps)
         except RuntimeError as error:
-            if not preflight.out_of_memory(error):
+            if not memory.is_short(error):
                 raise
             advice = memory.advice(settled.need, task.options, settled.card - 1)
             raise OutOfMemory(f"the GPU's memory does not suffice. {advice} ({error})") from error

@@ -232,3 +232,8 @@ def settled(options: Options, before: Mapping[str, Any]) -> Options:
     """The options with what auto stood for when the training began: a checkpoint of it goes on with the same numbers only."""
     kept = {name: before[name] for name in ("quantize", "precision") if getattr(options, name) == "auto" and name in before}
     return dataclasses.replace(options, **{name: value for name, value in kept.items() if value != "auto"})
+
+
+def is_short(error: RuntimeError) -> bool:
+    """Whether an error says that a GPU's memory does not suffice, in the words of torch or of a library below it."""
+    return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))

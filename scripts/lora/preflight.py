@@ -26,11 +26,6 @@ from lora.ranks import Ranks
 from lora.run import Run
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is the GPU's memory that is short, in the words of torch or of the libraries below it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
-
-
 def largest(photos: Sequence[Photo], batch_size: int) -> list[Photo]:
     """The batch with the most pixels that these photos make."""
     by_bucket: dict[tuple[int, int], list[Photo]] = defaultdict(list)
@@ -60,7 +55,7 @@ def measured(model: Family, cache: Cache, learned: Sequence[Photo], watched: Seq
         torch.cuda.reset_peak_memory_stats(model.device)  # the first one has also tried which convolutions are the fastest
         attempt(model, cache, learned, watched)
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not memory.is_short(error):
             raise
         return None
     finally:

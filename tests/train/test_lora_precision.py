@@ -84,7 +84,7 @@ def test_an_image_is_encoded_in_tiles_where_there_is_no_room(base: Path, capsys:
         @staticmethod
         def encode_pixels(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
             if not vae.use_tiling or pixels.shape[-1] > 512:
-                raise torch.OutOfMemoryError
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return tool("sdxl").family().encode_pixels(vae, pixels)  # type: ignore[no-any-return]
 
     vae = find(str(base), tool("sdxl").kind).load("vae", torch.float32)
@@ -101,14 +101,14 @@ def test_an_image_is_encoded_in_tiles_where_there_is_no_room(base: Path, capsys:
 def test_memory_that_is_short_is_told_in_the_words_of_every_library() -> None:
     """cuBLAS and NCCL say so in errors of their own; others are no matter of memory."""
     import torch
-    from lora.preflight import out_of_memory
+    from lora.memory import is_short
 
     short = [
-        torch.OutOfMemoryError("x"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
         RuntimeError("Cuda failure 2 'out of memory'"),
     ]
-    assert all(map(out_of_memory, short)) and not out_of_memory(RuntimeError("shape mismatch"))
+    assert all(map(is_short, short)) and not is_short(RuntimeError("shape mismatch"))
 
 
 def test_setup_refuses_a_torch_that_cannot_use_the_gpu(tmp_path: Path) -> None:
