@@ -26,8 +26,8 @@ from lora.family import Family
 Tensors = dict[str, torch.Tensor]
 Group = list[tuple[str | None, int]]
 
-# What fp16 may lose of a tensor, relative to its largest value: twice what rounding loses of numbers that are not very small.
-FP16_LOSES = 1e-3
+# What fp16 may lose of a tensor, relative to its largest value: what rounding loses of a number that is not among the smallest, 2⁻¹¹.
+FP16_LOSES = 5e-4
 
 
 def balanced(*parts: torch.Tensor) -> list[torch.Tensor]:
