@@ -209,9 +209,7 @@ class Rig:
         )
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                with contextlib.suppress(
-                    Transient
-                ):  # a busy host does not answer within the short time after which a cut is noticed
+                with contextlib.suppress(Transient):  # a busy host answers later than a cut is noticed here
                     return await submit(self.app, order)
 
     async def until(self, job: Job, happened: Callable[[Job], object], *, patience_s: float = PATIENCE_S) -> Job:
