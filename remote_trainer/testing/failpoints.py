@@ -114,6 +114,9 @@ _INSIDES: Mapping[str, tuple[str, ...]] = {
 
 WHENS = ("before", "during", "after")
 
+#: Verbs that wait for nothing unless the line is full: there is no middle of them to die in.
+_AT_ONCE = frozenset({"follow.ack"})
+
 _PERFORM = "remote_trainer.worker.perform:Performer.perform"
 
 #: What is smaller here, so that little data gets to every point and little time passes between two: bytes between two acknowledgements, of
@@ -153,8 +156,8 @@ def points() -> tuple[str, ...]:
 
 
 def _whens(place: str) -> tuple[str, ...]:
-    blocking = place in _INSIDES and not _lasts(_find(_INSIDES[place][0])[2])
-    return tuple(when for when in WHENS if not (blocking and when == "during"))
+    at_once = place in _AT_ONCE or (place in _INSIDES and not _lasts(_find(_INSIDES[place][0])[2]))
+    return tuple(when for when in WHENS if not (at_once and when == "during"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- dying
