@@ -10,8 +10,8 @@ asked for again: an upload by whole parts, as the server shows by their MD5.
 
 What a server took is proven by the MD5 it answers (its ETag); where that is none (keys of its own, KMS), the object is read again.
 
-Rules for editing: botocore is imported here only; its errors are named in ``_translate`` only; everything below the line runs in
-threads. Credentials never enter a message.
+Rules for editing: botocore is imported here and in s3_client.py only; its errors are named in ``_translate`` only; everything below
+the line runs in threads. Credentials never enter a message.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 
 from remote_trainer.errors import ConfigError, DigestMismatch, Incomplete, NotFound, ObjectsUnavailable
 from remote_trainer.objects.blocking import BLOCK, move, partial, size_of
@@ -38,16 +38,14 @@ from remote_trainer.ports import Progress, StoredObject
 from remote_trainer.threads import Threads, Watch
 
 try:
-    import botocore.session
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-    from botocore.loaders import Loader, create_loader
     from urllib3.exceptions import HTTPError
+
+    from remote_trainer.objects.s3_client import make_client
 except ImportError as error:
     raise ConfigError("s3:// needs the s3 extra: pip install 'remote-trainer[s3]'") from error
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
     from remote_trainer.config import S3Settings
@@ -85,7 +83,7 @@ class S3Objects:
             raise ConfigError("objects names no bucket: expected s3://bucket/prefix")
         self._bucket, self._prefix = bucket, folder_prefix(prefix)
         self._where = f"s3://{bucket}/{self._prefix}" + (f" at {settings.endpoint}" if settings.endpoint else "")
-        self._client = _client(settings)
+        self._client = make_client(settings, connections=_PARTS_AT_ONCE + 8)
         self._threads = Threads("objects", leave_s=_LEAVE_S)
         self._senders = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="parts")
         self._parts = threading.BoundedSemaphore(_PARTS_AT_ONCE)
@@ -369,38 +367,6 @@ class S3Objects:
             self._client.delete_object(Bucket=self._bucket, Key=key)
         if found != data:
             raise ObjectsUnavailable(f"{self._where} returns other bytes than were put: it does not keep objects as they are")
-
-
-def _client(settings: S3Settings) -> S3Client:
-    if settings.ca_bundle and not settings.ca_bundle.is_file():
-        raise ConfigError(f"s3.ca_bundle: {settings.ca_bundle} is not there")
-    session = botocore.session.get_session()
-    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
-    client = session.create_client(
-        "s3",
-        endpoint_url=settings.endpoint or None,
-        region_name=settings.region,
-        aws_access_key_id=settings.key_id or None,
-        aws_secret_access_key=settings.secret_key.get_secret_value() or None,
-        verify=str(settings.ca_bundle) if settings.ca_bundle else None,
-        config=Config(
-            signature_version="s3v4",
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": "path" if settings.path_style else "auto"},
-            retries={"mode": "standard", "total_max_attempts": 4},
-            connect_timeout=30,  # and for a piece of 16 kB to leave
-            read_timeout=120,
-            max_pool_connections=_PARTS_AT_ONCE + 8,
-        ),
-    )
-    return cast("S3Client", client)
-
-
-@functools.cache
-def _descriptions(folders: str | None) -> Loader:
-    """Return what reads botocore's descriptions of services, and keeps them: to read that of S3 is most of the making of a client."""
-    return create_loader(folders)
 
 
 def _code(error: ClientError) -> str:
