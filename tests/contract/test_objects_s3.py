@@ -194,6 +194,6 @@ def test_faulty_settings(tmp_path: Path) -> None:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the extra installs the message says so."""
     monkeypatch.delitem(sys.modules, "remote_trainer.objects.s3")
-    monkeypatch.setitem(sys.modules, "botocore", None)
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", None)
     with pytest.raises(ConfigError, match=r"remote-trainer\[s3\]"):
         open_objects("s3://bucket", S3Settings.model_validate({}))
