@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -13,16 +12,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from remote_trainer.cli import guard, main
 from remote_trainer.config import load
 from remote_trainer.errors import Overdrawn, UsageError
 from remote_trainer.model import Entry, EntryKind, Job, JobId, Limits
 from remote_trainer.service.app import App
 from remote_trainer.service.ledger import enqueue
+from tests.support.inprocess import Outcome, runner
 from tests.unit.life import a_job
 
 T = TypeVar("T")
-Outcome = tuple[int, str, str]
 D = Decimal
 
 
@@ -31,15 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     """Runs remote-trainer in a fresh installation; returns its exit code, stdout and stderr."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["remote-trainer", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            guard.run(main.app, "remote-trainer")
-        shown = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, shown.out, shown.err
-
-    return run
+    return runner(monkeypatch, capsys)
 
 
 def inside(work: Callable[[App], Awaitable[T]]) -> T:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from remote_trainer.cli import guard, main
 from remote_trainer.config import load
 from remote_trainer.drivers.vastai import pace
 from remote_trainer.model import Attempt, Job, JobId, Phase
@@ -25,6 +23,7 @@ from remote_trainer.ports import Change
 from remote_trainer.service.app import App
 from remote_trainer.testing.vast import demo
 from remote_trainer.testing.vast.server import SimVast
+from tests.support.inprocess import Outcome, runner
 from tests.unit.life import a_job
 
 NOW = datetime.now(UTC)
@@ -38,7 +37,6 @@ MARKET = [
     demo.offer(105, dph_base=0.21, reliability=0.9),
     demo.offer(106, dph_base=0.22, cuda_max_good=12.0),
 ]
-Outcome = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +83,6 @@ def opened(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     for kind in pace.INTERVALS_S:
         monkeypatch.setitem(pace.INTERVALS_S, kind, 0.0)  # type: ignore[misc]
 
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["remote-trainer", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            guard.run(main.app, "remote-trainer")
-        shown = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, shown.out, shown.err
-
     with SimVast(MARKET) as sim:
         for name, value in {
             "HOME": home,
@@ -101,7 +91,7 @@ def opened(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             "VAST_API_KEY": sim.key,
         }.items():
             monkeypatch.setenv(name, str(value))
-        yield Office(sim, run)
+        yield Office(sim, runner(monkeypatch, capsys))
 
 
 def label(job: str, attempt: int = 1) -> str:

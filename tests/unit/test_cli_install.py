@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from remote_trainer.cli import guard, main
+from tests.support.inprocess import runner
 
 
 @pytest.fixture
@@ -17,13 +16,12 @@ def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     """Runs remote-trainer in this process and an empty home; returns what it prints."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
+    run = runner(monkeypatch, capsys)
+
     def answer(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["remote-trainer", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            guard.run(main.app, "remote-trainer")
-        shown = capsys.readouterr()
-        assert (ended.value.code, shown.err) == (0, "")
-        return shown.out
+        code, out, error = run(*arguments)
+        assert (code, error) == (0, "")
+        return out
 
     return answer
 
